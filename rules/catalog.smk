@@ -1,0 +1,54 @@
+def cataloged_from(wildcards):
+    """Manifests of every stage and shard behind the tables of a batch."""
+    first = [] if SETTINGS.input.kind == "release" else ["convert", "curate"]
+    derived = ["register"] if set(SETTINGS.spaces) & {"coreg", "atlas"} else []
+    stages = [*first, "deface", *derived, *(f"package-{s}" for s in SETTINGS.spaces)]
+    return [path for stage in stages for path in manifests(stage, wildcards.batch)]
+
+
+rule catalog_batch:
+    """Write a batch's metadata CSV, and its part of the ledger and of the splits."""
+    input:
+        cataloged_from,
+    output:
+        manifest="{batch}/catalog.json",
+    log:
+        "logs/{batch}/catalog.log",
+    benchmark:
+        "benchmarks/{batch}/catalog.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        catalog=catalog_params(SETTINGS),
+        shards=lambda wildcards: list(PLAN[wildcards.batch]),
+    message:
+        "Writing the tables of {wildcards.batch}"
+    script:
+        "../scripts/catalog_batch.py"
+
+
+rule catalog:
+    """Write splits, ledger, checksums and the dataset card of the whole release."""
+    input:
+        expand("{batch}/catalog.json", batch=PLAN),
+    output:
+        manifest="catalog.json",
+    log:
+        "logs/catalog.log",
+    benchmark:
+        "benchmarks/catalog.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    resources:
+        mem_mb=8000,
+        runtime=120,
+    params:
+        catalog=catalog_params(SETTINGS),
+        batches=list(PLAN),
+    message:
+        "Writing splits, ledger, checksums and the dataset card"
+    script:
+        "../scripts/catalog.py"

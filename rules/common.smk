@@ -1,0 +1,51 @@
+"""Settings, the plan, and the few helpers that rules share."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
+
+from mrmill import workflow_files as files
+from mrmill.layout import BENCHMARK, LOG, MANIFEST
+from mrmill.stages import stage_params
+
+SETTINGS = files.settings_for(config, workflow.configfiles)
+PLAN = files.read_plan(SETTINGS)
+
+
+def manifests(stage, batch):
+    """Manifests of every shard of a batch in one stage."""
+    return [MANIFEST.format(batch=batch, stage=stage, shard=s) for s in PLAN[batch]]
+
+
+def packages(space):
+    """Manifests of the zips of one space, of every shard of every batch."""
+    return [path for batch in PLAN for path in manifests(f"package-{space}", batch)]
+
+
+def planned_studies(wildcards):
+    """Digest of the files behind a shard: new ones redo the shard, nothing else does."""
+    return PLAN[wildcards.batch][wildcards.shard]["digest"]
+
+
+def threads_for(rule):
+    """Cores that a rule asks for."""
+    return files.rule_resources(SETTINGS, rule).threads
+
+
+def mem_mb_for(rule):
+    """Memory in MB, more with every attempt."""
+    return (
+        lambda wildcards, attempt: files.rule_resources(SETTINGS, rule).mem_mb * attempt
+    )
+
+
+def runtime_for(rule):
+    """Minutes for the studies of a shard, more with every attempt."""
+    per_study = files.rule_resources(SETTINGS, rule).runtime_min_per_study
+
+    def minutes(wildcards, attempt):
+        studies = PLAN[wildcards.batch][wildcards.shard]["n_studies"]
+        return int(10 + per_study * studies * attempt)
+
+    return minutes

@@ -1,0 +1,31 @@
+def packaged_from(wildcards):
+    """Stages whose files go into the zips of a space."""
+    stages = ["deface"] if wildcards.space == "native" else ["deface", "register"]
+    return [f"{wildcards.batch}/{stage}/{wildcards.shard}.json" for stage in stages]
+
+
+rule package:
+    """Write one zip per study and space into the release tree.
+
+    Resumes by study.
+    """
+    input:
+        packaged_from,
+    output:
+        manifest="{batch}/package-{space}/{shard}.json",
+    log:
+        "logs/{batch}/package-{space}/{shard}.log",
+    benchmark:
+        "benchmarks/{batch}/package-{space}/{shard}.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    threads: threads_for("package")
+    resources:
+        mem_mb=mem_mb_for("package"),
+        runtime=runtime_for("package"),
+    params:
+        stage=lambda wildcards: stage_params(SETTINGS, f"package-{wildcards.space}"),
+    message:
+        "Packaging {wildcards.space} of {wildcards.batch}/{wildcards.shard}"
+    script:
+        "../scripts/package.py"

@@ -1,0 +1,152 @@
+"""The `mrmill` command: what people type; every command is a few lines over the library."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from mrmill.config import ROOT, Config, load_config
+from mrmill.errors import UserError
+
+app = typer.Typer(
+    help="From a hospital's MRI export to a public, de-identified dataset in the MR-RATE layout.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+ConfigFile = Annotated[
+    Path, typer.Option("--configfile", "-c", help="Settings of the run (see config/config.yaml).")
+]
+Workers = Annotated[int, typer.Option("--cores", "-j", help="Processes to use.", min=1)]
+CORES = os.cpu_count() or 1
+
+
+def main() -> None:
+    """Run a command; expected errors end with their message and exit code 2, not a traceback."""
+    try:
+        app()
+    except UserError as error:
+        errors.print(f"mrmill: {error}", style="red", highlight=False, markup=False)
+        sys.exit(2)
+
+
+@app.command()
+def plan(
+    configfile: ConfigFile,
+    cores: Workers = CORES,
+    new_key: Annotated[
+        bool, typer.Option("--new-key", help="First make the pseudonym key.")
+    ] = False,
+) -> None:
+    """Look through the export and put its studies into shards and batches."""
+    from mrmill.run import plan_with_progress
+
+    plan_with_progress(load_config(configfile), cores, new_key, console)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def run(
+    context: typer.Context,
+    configfile: ConfigFile,
+    cores: Workers = CORES,
+    new_key: Annotated[
+        bool, typer.Option("--new-key", help="First make the pseudonym key.")
+    ] = False,
+) -> None:
+    """Plan, then run the workflow; all further arguments go to snakemake."""
+    from mrmill.run import run_workflow
+
+    config = load_config(configfile)
+    raise typer.Exit(run_workflow(config, configfile, cores, new_key, context.args, console))
+
+
+@app.command()
+def check(configfile: ConfigFile) -> None:
+    """Check config, tools, models, key, disks; say what to do about each problem."""
+    from mrmill.check import check as look
+
+    findings = look(load_config(configfile))
+    colours = {"ok": "green", "warning": "yellow", "problem": "red"}
+    for finding in findings:
+        text = f"{finding.what}. {finding.advice}" if finding.advice else finding.what
+        console.print(f"[{colours[finding.level]}]{finding.level:8}[/] ", end="")
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(any(f.level == "problem" for f in findings))
+
+
+@app.command()
+def status(
+    configfile: ConfigFile,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Show how far a run is, from any shell that sees the work tree."""
+    from mrmill.status import read_status, status_table
+
+    found = read_status(_work_tree(load_config(configfile)))
+    if as_json:
+        print(found.as_json())
+    else:
+        console.print(status_table(found))
+
+
+@app.command()
+def retry(
+    configfile: ConfigFile,
+    reason: Annotated[str, typer.Option(help="Only this reason code (error, killed).")] = "",
+    batch: Annotated[str, typer.Option(help="Only this batch.")] = "",
+) -> None:
+    """Open failed studies again; the next run works on them."""
+    from mrmill.run import reopen_failed
+
+    opened = reopen_failed(_work_tree(load_config(configfile)), reason, batch)
+    console.print(f"{opened} studies are open again; `mrmill run` works on them")
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="A release tree, local or downloaded.")],
+    fast: Annotated[bool, typer.Option("--fast", help="Structure only; opens no image.")] = False,
+) -> None:
+    """Hold a release against its checksums, tables and layout."""
+    from mrmill.verify import verify_release
+
+    problems = verify_release(path, fast=fast)
+    for problem in problems:
+        print(problem)
+    print(f"{path}: {len(problems)} problems" if problems else f"{path}: verified")
+    raise typer.Exit(bool(problems))
+
+
+@app.command()
+def phantom(
+    folder: Annotated[Path, typer.Argument(help="Where the export is written.")],
+    preset: Annotated[str, typer.Option(help="demo or tiny.")] = "demo",
+    kind: Annotated[str, typer.Option(help="dicom or nifti.")] = "dicom",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+) -> None:
+    """Make an export of phantom heads, with the truth about each beside it."""
+    from mrmill.phantom import make_export
+
+    make_export(folder, preset=preset, kind=kind, seed=seed)
+    console.print(f"phantom export in {folder}")
+
+
+@app.command(hidden=True)
+def docs() -> None:
+    """Write what is generated from the models and tables (for developers)."""
+    from mrmill.generated import write_all
+
+    for path in write_all(ROOT):
+        console.print(path.relative_to(ROOT), highlight=False)
+
+
+def _work_tree(config: Config):
+    from mrmill.layout import WorkTree
+
+    return WorkTree(config.work)

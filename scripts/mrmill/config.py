@@ -1,0 +1,366 @@
+"""The settings of a run: one typed model with defaults, units and bounds.
+
+`config/config.yaml`, the JSON schema and the table in the docs are all written from these
+models (`mrmill docs`), so they cannot drift apart.
+"""
+
+import difflib
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from mrmill.errors import UserError
+from mrmill.layout import SPACES
+
+ROOT = Path(__file__).parents[2]
+
+#: Files above this size are told apart by size and both ends instead of every byte.
+WHOLE_DIGEST_BYTES = 64 * 2**20
+
+
+class ConfigError(UserError):
+    """Something in the configuration has to be changed before anything can run."""
+
+
+def _resolved(path: Path, info: ValidationInfo) -> Path:
+    folder = (info.context or {}).get("folder", Path.cwd())
+    return folder / Path(os.path.expandvars(path)).expanduser()
+
+
+#: A path; a relative one starts at the folder of the config file.
+ConfigPath = Annotated[Path, AfterValidator(_resolved)]
+
+
+#: A block made of its own defaults, validated where the config is (paths need its folder).
+DEFAULTS: Any = Field({}, validate_default=True)
+
+
+class Block(BaseModel):
+    """A block of settings that knows which of its values change what is computed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    #: Settings that change how fast or where, but never a voxel or a table cell.
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset()
+
+    def key_settings(self) -> dict[str, Any]:
+        """Return what a study's record depends on: plain values, paths as file digests."""
+        values = self.model_dump(mode="python", exclude=set(self.NOT_IN_KEY))
+        return {
+            name: digest_of(value) if isinstance(value, Path) else value
+            for name, value in values.items()
+        }
+
+
+class Input(Block):
+    """What is to be processed."""
+
+    kind: Literal["dicom", "nifti", "release"] = Field(
+        "dicom",
+        description="dicom: folders of DICOM files; nifti: NIfTI with JSON sidecars; "
+        "release: a native release in the MR-RATE layout, to be registered",
+    )
+    path: ConfigPath = Field(
+        Path("export"),
+        description="folder of the export, or (dicom) a CSV with a `FolderPath` column",
+    )
+    series_table: ConfigPath | None = Field(
+        None,
+        description="CSV that adds to or replaces what headers say, one row per NIfTI file: "
+        "path, patient_id, study_id, SeriesNumber, modality, PatientAge, PatientSex, StudyDate",
+    )
+
+
+class Dataset(Block):
+    """How the release is named and described."""
+
+    name: str = Field(
+        "MY-MRI", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the repositories"
+    )
+    title: str = Field("A de-identified brain MRI dataset", description="title of the card")
+    licence: str = Field("other", description="licence of the dataset, as the Hub spells it")
+
+
+class Identity(Block):
+    """Pseudonyms and dates."""
+
+    key_file: ConfigPath = Field(
+        Path("pseudonym.key"),
+        description="secret key (mode 0600), made by `mrmill plan --new-key`; keep it outside "
+        "work and release, and keep it safe: without it nobody can add studies",
+    )
+    max_date_shift_days: int = Field(
+        3650,
+        ge=1,
+        le=36500,
+        description="dates move 1 to this many days into the past, per patient",
+    )
+
+
+class Plan(Block):
+    """How studies are put into shards and batches; fixed once a study is planned."""
+
+    studies_per_batch: int = Field(3500, ge=1, description="MR-RATE: about 3,500")
+    studies_per_shard: int = Field(32, ge=1, description="studies one job works on")
+    val_fraction: float = Field(3425 / 83425, ge=0, lt=1, description="MR-RATE: 3,425 of 83,425")
+    test_fraction: float = Field(5000 / 83425, ge=0, lt=1, description="MR-RATE: 5,000 of 83,425")
+
+
+class Convert(Block):
+    """DICOM to NIfTI."""
+
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"timeout_s"})
+
+    timeout_s: float = Field(600, gt=0, description="longest time for one series, in s")
+
+
+class Curate(Block):
+    """What each series is and which series are accepted."""
+
+    classification: ConfigPath = Field(
+        ROOT / "config" / "classification.yaml", description="table of classification rules"
+    )
+    header_columns: ConfigPath = Field(
+        ROOT / "config" / "header_columns.yaml",
+        description="table of the columns of the metadata CSV and where each comes from",
+    )
+    age_min_years: float = Field(13, ge=0, description="youngest patient, in years (MR-RATE)")
+    modalities: tuple[Literal["T1w", "T2w", "FLAIR", "SWI", "MRA"], ...] = Field(
+        ("T1w", "T2w", "FLAIR", "SWI", "MRA"), description="accepted sequence types (MR-RATE)"
+    )
+    planes: tuple[Literal["AXIAL", "SAGITTAL", "CORONAL", "OBLIQUE"], ...] = Field(
+        ("AXIAL", "SAGITTAL", "CORONAL", "OBLIQUE"), description="accepted planes (MR-RATE)"
+    )
+    oblique_from_degrees: float = Field(
+        30,
+        gt=0,
+        le=55,
+        description="slice normals further than this from every patient axis are OBLIQUE",
+    )
+    min_voxels: int = Field(16, ge=1, description="fewest voxels on any axis (MR-RATE)")
+    fov_mm: tuple[float, float] = Field(
+        (140, 350), description="shortest and longest field of view on any axis, in mm (MR-RATE)"
+    )
+    max_age_written_years: int | None = Field(
+        90, description="ages above 89 are written as this (HIPAA safe harbor); null: as they are"
+    )
+
+
+class MaskQuality(Block):
+    """Limits outside which a mask waits for a person (`needs_review`)."""
+
+    volume_ml: tuple[float, float] = Field((600, 2200), description="brain volume, in mL")
+    min_largest_component: float = Field(
+        0.95, ge=0, le=1, description="share of the mask in its largest component"
+    )
+    max_border_share: float = Field(
+        0.35, ge=0, le=1, description="share of the field's border voxels that the mask covers"
+    )
+    max_centroid_offset: float = Field(
+        0.35, ge=0, le=1, description="mask centroid to field center, as a share of the field"
+    )
+    max_beyond_plane_ml: float = Field(
+        0.1, ge=0, description="mask islands in front of the defacing plane, kept, in mL"
+    )
+
+
+class Deface(Block):
+    """Brain masks and removal of the face."""
+
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"device"})
+
+    backend: Literal["hdbet", "deepbet"] = Field(
+        "hdbet", description="brain mask: HD-BET v2, or deepbet (any CPU, weights in its wheel)"
+    )
+    device: Literal["cuda", "cpu", "mps"] = Field(
+        "cuda", description="never changed silently: no CUDA in a cuda run is an error"
+    )
+    weights: ConfigPath | None = Field(
+        None, description="folder of the HD-BET v2 model (nnU-Net v2 layout); hdbet only"
+    )
+    buffer_mm: float = Field(10, ge=0, description="distance of the plane from the brain, in mm")
+    quality: MaskQuality = DEFAULTS
+    decisions: ConfigPath | None = Field(
+        None,
+        description="CSV with study_uid, series_id, decision (admit or reject) for series that "
+        "wait for a person",
+    )
+
+
+class Register(Block):
+    """Rigid registration to the study's center and to the atlas."""
+
+    engine: Literal["ants"] = Field("ants", description="registration engine")
+    atlas: Literal["embedded"] | ConfigPath = Field(
+        "embedded",
+        description="MNI152 T1w template: `embedded` (2009a symmetric, 1 mm, brain only) or the "
+        "path of ICBM 2009c Nonlinear Symmetric",
+    )
+    sampling_fraction: float = Field(
+        0.2, gt=0, le=1, description="share of voxels the metric looks at (antspyx default)"
+    )
+    seed: int = Field(42, ge=0, description="seed of the metric's sampling")
+    min_similarity_gain: float = Field(
+        0.0,
+        description="least gain in mutual information over the headers alone; below: reg_failed",
+    )
+
+
+class Resources(Block):
+    """What each rule asks the scheduler for; changes no result."""
+
+    threads: int = Field(1, ge=1, description="worker processes (deface: threads)")
+    mem_mb: int = Field(4000, ge=100, description="memory of the first attempt, in MB")
+    runtime_min_per_study: float = Field(2, gt=0, description="minutes a study may take")
+
+
+class RuleResources(Block):
+    """Resources by rule."""
+
+    convert: Resources = Resources(threads=4, mem_mb=4000, runtime_min_per_study=2)
+    curate: Resources = Resources(threads=1, mem_mb=2000, runtime_min_per_study=0.5)
+    deface: Resources = Resources(threads=8, mem_mb=24000, runtime_min_per_study=5)
+    register_: Resources = Field(
+        Resources(threads=8, mem_mb=16000, runtime_min_per_study=10), alias="register"
+    )
+    package: Resources = Resources(threads=1, mem_mb=2000, runtime_min_per_study=0.5)
+    adopt: Resources = Resources(threads=4, mem_mb=4000, runtime_min_per_study=1)
+
+
+class Config(Block):
+    """All settings of a run."""
+
+    input: Input = DEFAULTS
+    work: ConfigPath = Field(
+        Path("work"), description="work tree: identified data, never published"
+    )
+    release: ConfigPath = Field(Path("release"), description="release tree: de-identified")
+    dataset: Dataset = DEFAULTS
+    spaces: tuple[Literal["native", "coreg", "atlas"], ...] = Field(
+        SPACES, description="what `all` makes"
+    )
+    identity: Identity = DEFAULTS
+    plan: Plan = DEFAULTS
+    convert: Convert = DEFAULTS
+    curate: Curate = DEFAULTS
+    deface: Deface = DEFAULTS
+    register_: Register = Field({}, alias="register", validate_default=True)
+    max_failed_fraction: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="a shard with a larger share of failed (not rejected) studies fails its job",
+    )
+    resources: RuleResources = DEFAULTS
+
+    @model_validator(mode="after")
+    def _check_across(self) -> "Config":
+        masks = self.input.kind != "release"
+        if masks and self.deface.backend == "hdbet" and self.deface.weights is None:
+            raise ValueError(
+                "deface.backend is hdbet and deface.weights is not set: give the folder of "
+                "the HD-BET v2 model, or choose `backend: deepbet` with `device: cpu`"
+            )
+        if self.plan.val_fraction + self.plan.test_fraction >= 1:
+            raise ValueError("plan.val_fraction + plan.test_fraction must stay below 1")
+        for name in ("work", "release"):
+            if getattr(self, name).is_relative_to(self.input.path):
+                raise ValueError(f"{name} lies inside input.path: keep the export untouched")
+        if self.release.is_relative_to(self.work) or self.work.is_relative_to(self.release):
+            raise ValueError("work and release must not lie inside each other")
+        for name in ("work", "release"):
+            if self.identity.key_file.is_relative_to(getattr(self, name)):
+                raise ValueError(f"identity.key_file must lie outside {name}")
+        return self
+
+
+def digest_of(path: Path) -> str:
+    """Return a digest of a file's or folder's content; `missing` where there is none."""
+    if path.is_dir():
+        parts = [
+            f"{p.relative_to(path)} {digest_of(p)}" for p in sorted(path.rglob("*")) if p.is_file()
+        ]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    if not path.is_file():
+        return "missing"
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= WHOLE_DIGEST_BYTES:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        ends = file.read(2**20)
+        file.seek(-(2**20), os.SEEK_END)
+        return hashlib.sha256(f"{size}".encode() + ends + file.read()).hexdigest()
+
+
+def load_config(*files: Path) -> Config:
+    """Read config files, later ones over earlier ones, and check everything.
+
+    Raises
+    ------
+    ConfigError
+        With one line per problem: where, what was found, what is accepted.
+    """
+    merged: dict[str, Any] = {}
+    for file in files:
+        try:
+            content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+        except OSError as error:
+            raise ConfigError(f"config file {file}: {error.strerror}") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"config file {file} is not YAML: {error}") from error
+        if not isinstance(content, dict):
+            raise ConfigError(f"config file {file}: expected `key: value` lines")
+        merged = merge(merged, content)
+    return checked(merged, Path(files[-1]).resolve().parent)
+
+
+def checked(values: dict[str, Any], folder: Path) -> Config:
+    """Turn plain values into settings; relative paths start at `folder`."""
+    try:
+        return Config.model_validate(values, context={"folder": folder})
+    except ValidationError as error:
+        lines = [_problem(e, values) for e in error.errors()]
+        raise ConfigError("the configuration cannot be used:\n" + "\n".join(lines)) from None
+
+
+def merge(under: dict, over: dict) -> dict:
+    """Lay one nested mapping over another."""
+    result = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merge(result[key], value) if both else value
+    return result
+
+
+def _problem(error: Any, values: dict[str, Any]) -> str:
+    """One line: where, what is wrong, what is nearest."""
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] != "extra_forbidden":
+        found = "" if isinstance(error["input"], dict) else f" (found {error['input']!r})"
+        return f"  {where or 'config'}: {error['msg'].removeprefix('Value error, ')}{found}"
+    known = known_keys(error["loc"][:-1])
+    near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+    hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
+    return f"  {where}: unknown key; {hint}"
+
+
+def known_keys(where: Sequence[str | int]) -> list[str]:
+    """Return the keys a block accepts; `where` is the path of keys down to it."""
+    model: Any = Config
+    for part in where:
+        field = next(f for n, f in model.model_fields.items() if part in (n, f.alias))
+        model = field.annotation
+    return [field.alias or name for name, field in model.model_fields.items()]

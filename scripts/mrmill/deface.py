@@ -1,0 +1,189 @@
+"""Stage deface: a brain mask for every accepted series, and no face left in any of them."""
+
+import csv
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mrmill.config import Deface
+from mrmill.layout import native_image, native_mask
+from mrmill.masks import Masker
+from mrmill.masks.quality import largest_component, measure_mask, outside_limits
+from mrmill.quickshear import face_plane
+from mrmill.reasons import ACCEPTED, FAILED, REJECTED, Rejected
+from mrmill.records import Outcome
+from mrmill.shards import Study, guarded
+from mrmill.volumes import Volume, as_released, read_volume, write_volume
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+ADMIT, REJECT = "admit", "reject"
+
+#: A voxel brighter than this share of the brain's median is head, not air: noise and ghosts in
+#: air stay below it, and skin, fat and muscle lie above it in all five sequence types.
+HEAD_LEVEL = 0.2
+
+
+def deface_study(study: Study, scratch: Path, settings: Deface, masker: Masker) -> Outcome:
+    """Mask and deface every series that curate accepted, and settle which one is the center.
+
+    Parameters
+    ----------
+    study : Study
+        With the record of curate and the folder of convert.
+    scratch : Path
+        Gets `img/` and `seg/` with three files per series, named as in the release.
+    settings : Deface
+        Buffer, limits of the masks, decisions of a person.
+    masker : Masker
+        The loaded network.
+
+    Returns
+    -------
+    outcome : Outcome
+        One entry per series: the one of curate with `files`, `quality`, `plane` and `backend`.
+        Files of a series in state `needs_review` are there too, for the person who looks.
+    """
+    decisions = read_decisions(settings.decisions, study.study_uid)
+    entries = []
+    for curated in study.upstream["curate"].outcome.accepted_series():
+        with guarded(dict(curated)) as entry:
+            source = study.folders["convert"] / entry["file"]
+            decision = decisions.get(entry["series_id"])
+            deface_series(entry, source, scratch, study.study_uid, settings, masker, decision)
+        entries.append(entry)
+    if settle_center(entries):
+        return Outcome(series=entries)
+    failed = [entry for entry in entries if entry["state"] == FAILED]
+    if failed:  # the study may still have a center once the cause is mended
+        return Outcome(FAILED, "error", error=failed[0]["error"], series=entries)
+    return Outcome(REJECTED, "no_center", series=entries)
+
+
+def deface_series(
+    entry: dict[str, Any],
+    source: Path,
+    scratch: Path,
+    study_uid: str,
+    settings: Deface,
+    masker: Masker,
+    decision: str | None,
+) -> None:
+    """Mask one series, remove its face, write its three files and fill in its entry.
+
+    Voxels of the mask are never removed. An island of the mask beyond the plane is therefore
+    kept, and more than a trace of it makes the series wait for a person.
+
+    Raises
+    ------
+    Rejected
+        `review_rejected`, `constant_image`, `empty_mask`; `needs_review`, with all files
+        written, unless the decision is to admit the series.
+    """
+    if decision == REJECT:
+        raise Rejected("review_rejected")
+    volume = read_volume(source)
+    if volume.data.min() == volume.data.max():
+        raise Rejected("constant_image", found="one value", limit="at least two")
+    entry["backend"] = {"name": masker.name, "version": masker.version}
+    brain = masker(volume).astype(bool)
+    if not brain.any():
+        raise Rejected("empty_mask", found="0 mL")
+    component = largest_component(brain)
+    plane = face_plane(component, volume.affine, settings.buffer_mm)
+    behind = plane.kept(brain.shape, volume.affine)
+    kept = behind | brain
+    voxel_ml = float(np.prod(volume.spacing_mm)) / 1000
+    entry["plane"] = plane.as_record()
+    entry["quality"] = {
+        **measure_mask(brain, component, voxel_ml),
+        "beyond_plane_ml": round(int(np.count_nonzero(brain & ~behind)) * voxel_ml, 2),
+        "removed_share": removed_share(volume.data, brain, kept),
+    }
+    entry["files"] = write_defaced(scratch, study_uid, entry["series_id"], volume, brain, kept)
+    problems = outside_limits(entry["quality"], settings.quality)
+    if problems and decision != ADMIT:
+        found, limit = map("; ".join, zip(*problems, strict=True))
+        raise Rejected("needs_review", found, limit)
+
+
+def removed_share(data: "NDArray", brain: "NDArray[np.bool_]", kept: "NDArray[np.bool_]") -> float:
+    """Return the share of the head's voxels, air left out, that is removed."""
+    head = data > HEAD_LEVEL * np.median(data[brain])
+    return round(np.count_nonzero(head & ~kept) / max(np.count_nonzero(head), 1), 4)
+
+
+def write_defaced(
+    scratch: Path,
+    study_uid: str,
+    series_id: str,
+    volume: Volume,
+    brain: "NDArray[np.bool_]",
+    kept: "NDArray[np.bool_]",
+) -> dict[str, str]:
+    """Write the image without its face and both masks, and return their names in the study.
+
+    The image keeps every value outside the removed region; removed voxels are 0. In the
+    defacing mask 1 is kept and 0 is removed.
+    """
+    files = {
+        "img": native_image(study_uid, series_id),
+        "brain": native_mask(study_uid, series_id, "brain"),
+        "defacing": native_mask(study_uid, series_id, "defacing"),
+    }
+    image = as_released(volume.data)
+    voxels = {
+        "img": np.where(kept, image, image.dtype.type(0)),
+        "brain": brain.astype(np.uint8),
+        "defacing": kept.astype(np.uint8),
+    }
+    for kind, name in files.items():
+        write_volume(scratch / name, voxels[kind], volume.affine)
+    return files
+
+
+def settle_center(entries: list[dict[str, Any]]) -> bool:
+    """Mark the study's center: the one of curate, else the first accepted T1w by SeriesNumber.
+
+    Returns
+    -------
+    found : bool
+        False if no T1w series is left.
+    """
+    candidates = [
+        entry
+        for entry in entries
+        if entry["state"] == ACCEPTED and entry["row"]["classified_modality"] == "T1w"
+    ]
+    center = min(
+        candidates,
+        key=lambda entry: (not entry["is_center_modality"], entry["SeriesNumber"]),
+        default=None,
+    )
+    for entry in entries:
+        entry["is_center_modality"] = entry is center
+    return center is not None
+
+
+def read_decisions(table: Path | None, study_uid: str) -> dict[str, str]:
+    """Return what a person decided about the series of one study: series_id -> decision.
+
+    Raises
+    ------
+    ValueError
+        For a decision that is neither `admit` nor `reject`.
+    """
+    if table is None:
+        return {}
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        rows = [row for row in csv.DictReader(file) if row["study_uid"] == study_uid]
+    decisions = {row["series_id"]: row["decision"].strip().lower() for row in rows}
+    unknown = set(decisions.values()) - {ADMIT, REJECT}
+    if unknown:
+        raise ValueError(f"{table.name}: decision must be {ADMIT} or {REJECT}")
+    return decisions

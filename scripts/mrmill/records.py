@@ -1,0 +1,197 @@
+"""What became of a study in a stage: records, the journal they stand in, and the manifest.
+
+A journal is append-only, one JSON object per line: a `start` when a worker takes a study, a
+`record` when it is done, an `interrupted` when the job was told to stop, a `reopen` when a
+person asks for another try. The last complete line about a study is the truth about it; a
+line cut short by a crash is ignored. A manifest repeats what the records decided, without
+times and usage, so equal work gives an equal file.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mrmill.reasons import ACCEPTED
+
+
+@dataclass
+class Outcome:
+    """What a stage decided about one study.
+
+    Attributes
+    ----------
+    state : {'accepted', 'rejected', 'failed'}
+        Of the study as a whole.
+    reason : str
+        Reason code, empty when accepted.
+    found, limit : str
+        Value found and accepted range, public.
+    series : list of dict
+        One entry per series; each has at least `series_key`, `state`, `reason`.
+    error : str
+        Class and code line of an unexpected error; never its text.
+    zip : dict
+        Of a packaged study: `path` below the release tree, `sha256`, `bytes`, `members`.
+    """
+
+    state: str = ACCEPTED
+    reason: str = ""
+    found: str = ""
+    limit: str = ""
+    series: list[dict[str, Any]] = field(default_factory=list)
+    error: str = ""
+    zip: dict[str, Any] = field(default_factory=dict)
+
+    def accepted_series(self) -> list[dict[str, Any]]:
+        """Return the entries that go on to the next stage."""
+        return [entry for entry in self.series if entry["state"] == ACCEPTED]
+
+
+@dataclass
+class Record:
+    """One finished study of one stage.
+
+    Attributes
+    ----------
+    key : str
+        Digest of stage, version, settings and inputs: what the work depended on.
+    files : dict
+        Name inside the study folder -> `{"sha256": ..., "bytes": ...}`.
+    usage : dict
+        `wall_s`, `cpu_s`, `peak_rss_mb`; not part of the content.
+    """
+
+    study_uid: str
+    key: str
+    outcome: Outcome
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    usage: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def content(self) -> str:
+        """Digest of what was decided and written, which is all that a later stage depends on."""
+        return digest({"outcome": asdict(self.outcome), "files": self.files})
+
+    def to_line(self) -> dict[str, Any]:
+        """Return the journal line."""
+        return {"event": "record", "content": self.content, **asdict(self)}
+
+    @classmethod
+    def from_line(cls, line: dict[str, Any]) -> "Record":
+        """Read a journal line back."""
+        outcome = Outcome(**line["outcome"])
+        return cls(line["study_uid"], line["key"], outcome, line["files"], line["usage"])
+
+
+@dataclass
+class StudyHistory:
+    """What a journal says about one study."""
+
+    record: Record | None = None
+    deaths: int = 0
+
+
+class Journal:
+    """Append-only records of a shard's studies in one stage."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, event: str, study_uid: str, **values: Any) -> None:
+        """Write one line and wait until the disk has it."""
+        self._write({"event": event, "study_uid": study_uid, **values})
+
+    def write(self, record: Record) -> None:
+        """Write a finished study."""
+        self._write(record.to_line())
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            # a crash may have cut the last line short: start a new one after it
+            torn = file.tell() > 0 and not _ends_with_newline(self.path)
+            file.write(b"\n" * torn + json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Yield every complete line."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            for raw in file:
+                try:
+                    yield json.loads(raw)
+                except ValueError:
+                    continue
+
+    def history(self) -> dict[str, StudyHistory]:
+        """Return, per study, its last record and how often a worker died in it since."""
+        studies: dict[str, StudyHistory] = {}
+        in_flight: set[str] = set()
+        for line in self.lines():
+            uid = line["study_uid"]
+            seen = studies.setdefault(uid, StudyHistory())
+            match line["event"]:
+                case "start":
+                    seen.deaths += uid in in_flight
+                    seen.record = None
+                    in_flight.add(uid)
+                case "record":
+                    studies[uid] = StudyHistory(record=Record.from_line(line))
+                    in_flight.discard(uid)
+                case "interrupted":
+                    in_flight.discard(uid)
+                case "reopen":
+                    studies[uid] = StudyHistory()
+                    in_flight.discard(uid)
+        for uid in in_flight:
+            studies[uid].deaths += 1
+        return studies
+
+    def records(self) -> dict[str, Record]:
+        """Return the record of every finished study."""
+        return {uid: seen.record for uid, seen in self.history().items() if seen.record}
+
+
+def digest(values: Any) -> str:
+    """Return a digest of plain values that does not depend on the order of keys."""
+    text = json.dumps(values, sort_keys=True, default=str, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write a file that appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with part.open("w", encoding="utf-8") as file:
+        json.dump(values, file, indent=1, sort_keys=True, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    part.rename(path)
+
+
+def manifest_of(records: Iterable[Record]) -> dict[str, Any]:
+    """Return what a manifest says: per study its state, reason and content digest."""
+    studies = {
+        record.study_uid: {
+            "state": record.outcome.state,
+            "reason": record.outcome.reason,
+            "content": record.content,
+        }
+        for record in records
+    }
+    states = [study["state"] for study in studies.values()]
+    counts = {state: states.count(state) for state in ("accepted", "rejected", "failed")}
+    return {"counts": counts, "studies": studies}
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"

@@ -1,0 +1,174 @@
+"""A run from a terminal: plan, call Snakemake, show how far it is, sum it up."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from mrmill.config import ROOT, Config, ConfigError
+from mrmill.layout import ReleaseTree, WorkTree
+from mrmill.lease import Lease
+from mrmill.records import Journal
+from mrmill.shards import is_whole
+from mrmill.workflow_files import read_plan
+
+#: Snakemake options after which nothing is worked on: its own output is what the user wants.
+QUERIES = {
+    "-n", "--dry-run", "--dryrun", "--dag", "--rulegraph", "--filegraph", "--lint", "--summary",
+    "--list-rules", "-l", "--help", "-h", "--report",
+}  # fmt: skip
+
+
+def plan_with_progress(config: Config, cores: int, new_key: bool, console: Console) -> None:
+    """Plan, showing how many files were looked at; print what was found."""
+    from mrmill import identity
+    from mrmill.planning import make_plan
+
+    if new_key:
+        identity.new_key(config.identity.key_file)
+        console.print(f"new pseudonym key {config.identity.key_file}: keep it, and keep it secret")
+    with console.status("looking through the export") as spinner:
+        summary = make_plan(config, cores, spinner.update)
+    console.print(summary.text(), highlight=False, markup=False)
+
+
+def run_workflow(
+    config: Config,
+    configfile: Path,
+    cores: int,
+    new_key: bool,
+    arguments: list[str],
+    console: Console,
+) -> int:
+    """Plan, run Snakemake with further arguments, and print the summary; return its exit code.
+
+    Raises
+    ------
+    LeaseTaken
+        When another run is at work on the same work tree.
+    """
+    refuse_problems(config, new_key, console)
+    work = WorkTree(config.work)
+    with Lease(config.work / "run.lease"):
+        plan_with_progress(config, cores, new_key, console)
+        drop_hollow_manifests(config)
+        command = snakemake_command(config, configfile, cores, arguments)
+        query = bool(QUERIES & set(arguments))
+        started = time.monotonic()
+        if query or not console.is_terminal:
+            code = subprocess.run(command, check=False).returncode
+        else:
+            code = run_with_progress(command, work, console)
+        if not query:
+            summarize(config, code, time.monotonic() - started, console)
+    return code
+
+
+def refuse_problems(config: Config, new_key: bool, console: Console) -> None:
+    """Print what `mrmill check` warns of, and refuse to start on a problem."""
+    from mrmill.check import check
+
+    problems = []
+    for finding in check(config):
+        if finding.level == "problem" and not (new_key and "key" in finding.what):
+            problems.append(f"  {finding.what}; {finding.advice}")
+        elif finding.level == "warning":
+            console.print(f"warning: {finding.what}", style="yellow", highlight=False)
+    if problems:
+        raise ConfigError("the run cannot start:\n" + "\n".join(problems))
+
+
+def snakemake_command(
+    config: Config, configfile: Path, cores: int, arguments: list[str]
+) -> list[str]:
+    """Return the Snakemake call; a profile among the arguments takes the place of `local`."""
+    profile = ["--profile", str(ROOT / "profiles" / "local"), "--cores", str(cores)]
+    if any(a.split("=")[0] in ("--profile", "--executor", "-e") for a in arguments):
+        profile = []
+    return [
+        *(sys.executable, "-m", "snakemake"),
+        *("--snakefile", str(ROOT / "Snakefile")),
+        *("--configfile", str(configfile.resolve())),
+        *("--directory", str(config.work)),
+        "--nolock",  # the run lease is the lock, and knows a dead holder from a living one
+        *profile,
+        *arguments,
+    ]
+
+
+def run_with_progress(command: list[str], work: WorkTree, console: Console) -> int:
+    """Run Snakemake with its output in a log, and show a live table of what is done."""
+    from mrmill.status import read_status, status_table
+
+    log = work.root / "logs" / "snakemake.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        log.open("wb") as out,
+        subprocess.Popen(command, stdout=out, stderr=out) as process,
+        Live(console=console, refresh_per_second=1) as live,
+    ):
+        while process.poll() is None:
+            live.update(status_table(read_status(work)))
+            time.sleep(1)
+        live.update(status_table(read_status(work)))
+    if process.returncode:
+        console.print(f"the workflow stopped; the last lines of {log}:", style="red")
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        console.print("\n".join(lines[-15:]), markup=False, highlight=False)
+    return process.returncode
+
+
+def summarize(config: Config, code: int, seconds: float, console: Console) -> None:
+    """Print what became of everything, and where to look next."""
+    from mrmill.status import summary_text
+
+    release = ReleaseTree(config.release, config.dataset.name)
+    if code:
+        console.print("not finished: mend the cause and call `mrmill run` again; it resumes")
+    elif release.ledger.exists():
+        console.print(summary_text(WorkTree(config.work), release), highlight=False, markup=False)
+    console.print(f"wall time {seconds / 60:.1f} min", highlight=False)
+
+
+def drop_hollow_manifests(config: Config) -> None:
+    """Remove the manifest of every shard whose recorded files are no longer all there.
+
+    Snakemake looks at manifests alone; without theirs, such shards are worked on again.
+    """
+    work, release = WorkTree(config.work), ReleaseTree(config.release, config.dataset.name)
+    for batch, stage, shard in finished(work, read_plan(config)):
+        for uid, record in Journal(work.journal(batch, stage, shard)).records().items():
+            if not is_whole(record, work.study(batch, stage, uid), release):
+                work.manifest(batch, stage, shard).unlink()
+                break
+
+
+def finished(work: WorkTree, plan: dict) -> Iterator[tuple[str, str, str]]:
+    """Yield batch, stage and shard of every manifest there is."""
+    for batch, shards in plan.items():
+        for shard in shards:
+            for path in sorted((work.root / batch).glob(f"*/{shard}.json")):
+                yield batch, path.parent.name, shard
+
+
+def reopen_failed(work: WorkTree, reason: str = "", batch: str = "") -> int:
+    """Open failed studies again and drop the manifests that call them done.
+
+    A study counts as failed when it failed as a whole or one of its series did.
+    """
+    opened = 0
+    for path in sorted(work.root.glob(f"{batch or 'batch*'}/*/*.jsonl")):
+        journal = Journal(path)
+        for uid, record in journal.records().items():
+            outcome = record.outcome
+            causes = {o["reason"] for o in outcome.series if o["state"] == "failed"}
+            causes |= {outcome.reason} if outcome.state == "failed" else set()
+            if causes and (not reason or reason in causes):
+                journal.append("reopen", uid)
+                path.with_suffix(".json").unlink(missing_ok=True)
+                opened += 1
+    return opened

@@ -1,0 +1,426 @@
+"""The study engine: one implementation of resume, isolation and accounting for every stage.
+
+A shard job takes the studies that the stages before it accepted, skips those whose record still
+holds, and gives the others to the stage's function one by one. A study's files appear together,
+by one rename, and its record is written after them: the record is the only mark of "done".
+"""
+
+import ctypes
+import errno
+import hashlib
+import json
+import logging
+import os
+import resource
+import shutil
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from mrmill.layout import ReleaseTree, WorkTree
+from mrmill.lease import Lease
+from mrmill.logs import collected, write_collected
+from mrmill.reasons import ACCEPTED, FAILED, REJECTED, Rejected
+from mrmill.records import Journal, Outcome, Record, StudyHistory, digest, manifest_of, write_json
+
+log = logging.getLogger(__name__)
+
+#: A study in flight at this many deaths of its worker is recorded failed (`killed`).
+MAX_DEATHS = 2
+
+#: Errors of the machine, not of a study: the job stops and a later one resumes.
+MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
+
+#: How long a job waits for another that still works on the same shard (it is nearly done, or
+#: its machine is gone and its lease will be silent by then).
+LEASE_WAIT_S = 600.0
+
+
+class ShardFailed(RuntimeError):
+    """Too many studies of a shard failed: a broken machine rather than bad data."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a stage function is given about one study.
+
+    Attributes
+    ----------
+    plan : dict
+        The study's entry in its shard's plan (identified: never leaves the work tree).
+    upstream : dict
+        Stage name -> the record of this study in that stage.
+    folders : dict
+        Stage name -> folder of the files that stage made for this study.
+    """
+
+    study_uid: str
+    patient_uid: str
+    batch: str
+    plan: dict[str, Any] = field(default_factory=dict)
+    upstream: dict[str, Record] = field(default_factory=dict)
+    folders: dict[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One stage of one shard.
+
+    Attributes
+    ----------
+    params : dict
+        Everything the result depends on besides the study itself: the stage's version and
+        settings (`mrmill.stages.stage_params`).
+    needs : tuple of str
+        Stages whose accepted studies and files this one reads; none for the first stage.
+    workers : int
+        Processes; with 1 the stage function runs in this process.
+    max_failed_fraction : float
+        More failed studies than this share, and more than one, fail the job.
+    """
+
+    work: WorkTree
+    release: ReleaseTree
+    batch: str
+    shard: str
+    stage: str
+    params: dict[str, Any]
+    needs: tuple[str, ...] = ()
+    workers: int = 1
+    max_failed_fraction: float = 0.1
+
+    @property
+    def journal(self) -> Journal:
+        """Records of this shard and stage."""
+        return Journal(self.work.journal(self.batch, self.stage, self.shard))
+
+    def studies(self) -> dict[str, Study]:
+        """Return the studies to work on: planned, and accepted by every stage needed."""
+        upstream = {
+            stage: Journal(self.work.journal(self.batch, stage, self.shard)).records()
+            for stage in self.needs
+        }
+        plan = json.loads(self.work.shard_plan(self.batch, self.shard).read_text("utf-8"))
+        return {
+            entry["study_uid"]: Study(
+                study_uid=(uid := entry["study_uid"]),
+                patient_uid=entry["patient_uid"],
+                batch=self.batch,
+                plan=entry,
+                upstream={stage: records[uid] for stage, records in upstream.items()},
+                folders={s: self.work.study(self.batch, s, uid) for s in self.needs},
+            )
+            for entry in plan["studies"]
+            if all(is_accepted(records.get(entry["study_uid"])) for records in upstream.values())
+        }
+
+    def key(self, study: Study) -> str:
+        """Digest of all that the study's outcome depends on."""
+        planned = study.plan
+        if self.needs:  # files and their times matter to the first stage only
+            planned = {k: planned.get(k) for k in ("patient_uid", "date_shift_days", "StudyDate")}
+        return digest(
+            {
+                "stage": self.stage,
+                "params": self.params,
+                "plan": planned,
+                "inputs": {stage: record.content for stage, record in study.upstream.items()},
+            }
+        )
+
+
+StageFunction = Callable[[Study, Path], Outcome]
+
+
+def process_shard(job: ShardJob, do: StageFunction) -> None:
+    """Bring every study of a shard through one stage and write the shard's manifest.
+
+    Parameters
+    ----------
+    do : callable
+        `do(study, scratch)` writes the study's files below `scratch` and says what it decided.
+        It must be picklable when the job has more than one worker.
+
+    Raises
+    ------
+    ShardFailed
+        When too many studies failed; they are open again for the next attempt.
+    LeaseTaken
+        When another job is at work on this shard and does not end.
+    """
+    with (
+        Lease(job.journal.path.with_suffix(".lease"), LEASE_WAIT_S) as lease,
+        _sigterm_as_interrupt(),
+    ):
+        studies = job.studies()
+        history = job.journal.history()
+        _forget_obsolete(job, studies, history)
+        _sweep_scratch(job, studies.keys() | history.keys())
+        todo = [s for s in studies.values() if not _holds(job, s, history.get(s.study_uid))]
+        log.info("%s: %d studies, %d to do", job.stage, len(studies), len(todo))
+        _work_through(job, do, todo, history, lease)
+        _finish(job, studies)
+
+
+def _finish(job: ShardJob, studies: dict[str, Study]) -> None:
+    """Write the manifest, or fail the job when too much failed."""
+    records = job.journal.records()
+    failed = [uid for uid in studies if records[uid].outcome.state == FAILED]
+    if len(failed) > max(1, job.max_failed_fraction * len(studies)):
+        for uid in failed:
+            job.journal.append("reopen", uid)
+        raise ShardFailed(
+            f"{len(failed)} of {len(studies)} studies failed in {job.stage} "
+            f"({job.batch}/{job.shard}); causes are in this job's log and journal"
+        )
+    manifest = manifest_of(records[uid] for uid in sorted(studies))
+    where = {"stage": job.stage, "batch": job.batch, "shard": job.shard}
+    write_json(job.work.manifest(job.batch, job.stage, job.shard), {**where, **manifest})
+
+
+def _holds(job: ShardJob, study: Study, seen: StudyHistory | None) -> bool:
+    """Whether a study's record is of this very work and its files are all there."""
+    if seen is None or seen.record is None or seen.record.key != job.key(study):
+        return False
+    folder = job.work.study(job.batch, job.stage, study.study_uid)
+    return is_whole(seen.record, folder, job.release)
+
+
+def is_whole(record: Record, folder: Path, release: ReleaseTree) -> bool:
+    """Whether all that a record speaks of is there with its size: files, and a study's zip."""
+    expected = {folder / name: facts["bytes"] for name, facts in record.files.items()}
+    if archive := record.outcome.zip:
+        expected[release.root / archive["path"]] = archive["bytes"]
+    try:
+        return all(path.stat().st_size == size for path, size in expected.items())
+    except FileNotFoundError:
+        return False
+
+
+def is_accepted(record: Record | None) -> bool:
+    """Whether a study goes on to the next stage."""
+    return record is not None and record.outcome.state == ACCEPTED
+
+
+def _forget_obsolete(
+    job: ShardJob, studies: dict[str, Study], history: dict[str, StudyHistory]
+) -> None:
+    """Drop what stands behind studies that no longer reach this stage."""
+    for uid in history.keys() - studies.keys():
+        if history[uid].record:
+            job.journal.append("reopen", uid)
+        shutil.rmtree(job.work.study(job.batch, job.stage, uid), ignore_errors=True)
+
+
+def _sweep_scratch(job: ShardJob, study_uids: set[str]) -> None:
+    """Remove what dead jobs of this shard left half written."""
+    folder = job.work.study(job.batch, job.stage, "x").parent
+    for path in folder.glob(".*.part") if folder.is_dir() else ():
+        if path.name.split(".")[1] in study_uids:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _work_through(
+    job: ShardJob,
+    do: StageFunction,
+    todo: list[Study],
+    history: dict[str, StudyHistory],
+    lease: Lease,
+) -> None:
+    """Give every study to a worker; those that a worker died in come last and run alone."""
+    run = _in_process if job.workers == 1 else _in_pool
+    suspects = [s for s in todo if s.study_uid in history and history[s.study_uid].deaths]
+    rest = [s for s in todo if s not in suspects]
+    while rest:
+        lost = run(job, do, rest, lease)
+        suspects += lost
+        done = job.journal.records()
+        rest = [s for s in rest if s not in lost and s.study_uid not in done]
+    for study in suspects:
+        while (seen := job.journal.history()[study.study_uid]).record is None:
+            if seen.deaths >= MAX_DEATHS:
+                killed = Outcome(FAILED, "killed")
+                job.journal.write(Record(study.study_uid, job.key(study), killed))
+            else:
+                run(job, do, [study], lease)
+
+
+def _in_process(
+    job: ShardJob, do: StageFunction, studies: list[Study], lease: Lease
+) -> list[Study]:
+    """Work on studies one after the other in this process."""
+    for study in studies:
+        _start(job, study, lease)
+        try:
+            _record(job, *_work(job, do, study))
+        except (KeyboardInterrupt, SystemExit):
+            job.journal.append("interrupted", study.study_uid)
+            raise
+    return []
+
+
+def _in_pool(job: ShardJob, do: StageFunction, studies: list[Study], lease: Lease) -> list[Study]:
+    """Work on studies in processes of their own; return those that a dead worker held."""
+    waiting, flying = list(studies), dict[Future, Study]()
+    context = get_context("fork")  # Snakemake's scripts have no guard for spawn
+    workers = min(job.workers, len(studies))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    try:
+        while waiting or flying:
+            while waiting and len(flying) < workers:
+                _start(job, study := waiting.pop(0), lease)
+                flying[pool.submit(_work, job, do, study)] = study
+            for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                _record(job, *future.result())
+                del flying[future]
+    except BrokenProcessPool:
+        log.error("a worker died with %d studies in flight", len(flying))
+        return list(flying.values())
+    except BaseException:
+        for study in flying.values():
+            job.journal.append("interrupted", study.study_uid)
+        for process in list((pool._processes or {}).values()):
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    return []
+
+
+def _start(job: ShardJob, study: Study, lease: Lease) -> None:
+    if not lease.held():
+        raise SystemExit(f"the lease of {job.batch}/{job.shard} was lost to another job")
+    job.journal.append("start", study.study_uid)
+
+
+def _record(job: ShardJob, record: Record, text: str) -> None:
+    write_collected(text)
+    job.journal.write(record)
+    log.info("study %s %s %s", record.study_uid, record.outcome.state, record.outcome.reason)
+
+
+def _work(job: ShardJob, do: StageFunction, study: Study) -> tuple[Record, str]:
+    """Run the stage function on one study; return its record and its log."""
+    final = job.work.study(job.batch, job.stage, study.study_uid)
+    shutil.rmtree(final, ignore_errors=True)
+    with collected() as text, measured() as usage:
+        files: dict[str, dict[str, Any]] = {}
+        try:
+            with staged_folder(final) as scratch:
+                outcome = do(study, scratch)
+                files = checksums(scratch)
+        except Rejected as rejected:
+            outcome = Outcome(REJECTED, rejected.reason, rejected.found, rejected.limit)
+        except Exception as error:
+            if is_machine_error(error):
+                raise
+            log.exception("study %s failed", study.study_uid)
+            outcome = Outcome(FAILED, "error", error=error_location(error))
+    return Record(study.study_uid, job.key(study), outcome, files, usage), text.getvalue()
+
+
+@contextmanager
+def staged_folder(final: Path) -> Iterator[Path]:
+    """Give a scratch folder that becomes `final` only if the block ends well.
+
+    An empty scratch folder becomes nothing.
+    """
+    scratch = final.with_name(f".{final.name}.{uuid4().hex[:8]}.part")
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        if any(scratch.iterdir()):
+            scratch.rename(final)  # the same disk: one step, all of it or nothing
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def checksums(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return SHA-256 and size of every file below a folder, once the disk has them."""
+    found = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        found[str(path.relative_to(folder))] = {"sha256": sha256, "bytes": path.stat().st_size}
+    return found
+
+
+@contextmanager
+def measured() -> Iterator[dict[str, float]]:
+    """Measure wall and CPU seconds (children included) and the process's peak memory."""
+    usage: dict[str, float] = {}
+    wall, cpu = time.perf_counter(), sum(os.times()[:4])
+    try:
+        yield usage
+    finally:
+        usage["wall_s"] = round(time.perf_counter() - wall, 3)
+        usage["cpu_s"] = round(sum(os.times()[:4]) - cpu, 3)
+        who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        usage["peak_rss_mb"] = round(max(resource.getrusage(w).ru_maxrss for w in who) / 1024)
+
+
+@contextmanager
+def guarded(entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Work on one series so that whatever goes wrong ends in its entry, not in its siblings.
+
+    Parameters
+    ----------
+    entry : dict
+        The series' entry; gets `state`, `reason` and what explains them.
+    """
+    try:
+        yield entry
+        entry.setdefault("state", ACCEPTED)
+        entry.setdefault("reason", "")
+    except Rejected as rejected:
+        entry.update(rejected.as_entry())
+        log.info("series %s %s", entry["series_key"], rejected)
+    except Exception as error:
+        if is_machine_error(error):
+            raise
+        entry.update(state=FAILED, reason="error", error=error_location(error))
+        log.exception("series %s failed", entry["series_key"])
+
+
+def is_machine_error(error: BaseException) -> bool:
+    """Whether an error is the machine's (a full disk, say) and no study's fault."""
+    return isinstance(error, OSError) and error.errno in MACHINE_ERRORS
+
+
+def error_location(error: BaseException) -> str:
+    """Return class and code line of an error, and nothing of its text (it may hold paths)."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{where}"
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let a polite end of the job (time limit, scancel) be recorded as one, not as a death."""
+
+    def end(signum: int, frame: object) -> None:
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _start_worker() -> None:
+    """Leave interrupts to the parent, and die with it rather than write on as an orphan."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(ctypes.CDLL(None), "prctl"):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

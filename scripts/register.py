@@ -1,0 +1,20 @@
+"""Rule register: hand one shard to the library and write its manifest."""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from mrmill.logs import log_to
+from mrmill.register import register_study
+from mrmill.registration import load_atlas
+from mrmill.shards import process_shard
+from mrmill.stages import shard_job
+
+if TYPE_CHECKING:  # what Snakemake injects, for editors and type checkers
+    from snakemake.iocontainers import snakemake
+
+log_to(snakemake.log[0])
+settings, job = shard_job(
+    snakemake.config, "register", snakemake.wildcards, snakemake.params.stage, snakemake.threads
+)
+register = settings.register_
+process_shard(job, partial(register_study, settings=register, atlas=load_atlas(register.atlas)))
