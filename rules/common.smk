@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
 from mrmill import workflow_files as files
 from mrmill.layout import BENCHMARK, LOG, MANIFEST
-from mrmill.stages import stage_params
+from mrmill.stages import catalog_params, stage_params
 
 SETTINGS = files.settings_for(config, workflow.configfiles)
 PLAN = files.read_plan(SETTINGS)

@@ -304,8 +304,8 @@ def _verification(dataset: Dataset) -> str:
     return f"""
 ## Verify
 
-`mrmill verify <folder>` holds a copy, local or downloaded, against its checksums, tables and layout.
-Without mrmill: `cd {dataset.name} && sha256sum --check SHA256SUMS`.
+`mrmill verify <folder>` holds a copy, local or downloaded, against its checksums, tables and
+layout. Without mrmill: `cd {dataset.name} && sha256sum --check SHA256SUMS`.
 """
 
 
@@ -315,7 +315,8 @@ def _limits() -> str:
 
 - Masks, defacing and registration are automatic. Outliers of measured quality were held back; not
   every image was looked at.
-- Removing the face lowers the risk of recognition and does not end it: do not try to identify anyone.
+- Removing the face lowers the risk of recognition and does not end it: do not try to identify
+  anyone.
 - Modality and plane are derived from headers by rules; `classification_rule` names the rule.
 - There is no label of contrast enhancement. Within a study, a lower `SeriesNumber` was acquired
   earlier and is more likely without contrast.

@@ -137,15 +137,13 @@ def _recorded(work: WorkTree, batch: str, stage: str, shard: str) -> dict[str, R
 
 def metadata_rows(batch: Batch, accepted: Iterable[Mapping[str, str]]) -> list[Row]:
     """Return one row per accepted series, by study_uid, SeriesNumber and series_id."""
+    curates = "curate" in batch.records  # an adopted release brings its rows with it
     rows = []
     for series in accepted:
         uid, key = series["study_uid"], series["series_key"]
         defaced = _entry(batch.records["deface"][uid], key)
-        if "curate" in batch.records:
-            row = _entry(batch.records["curate"][uid], key)["row"]
-        else:
-            row = next(r for r in batch.studies[uid]["rows"] if r["series_id"] == key)
-        rows.append({**row, "is_center_modality": defaced["is_center_modality"]})
+        curated = _entry(batch.records["curate"][uid], key) if curates else defaced
+        rows.append({**curated["row"], "is_center_modality": defaced["is_center_modality"]})
     return sorted(rows, key=_series_order)
 
 

@@ -75,12 +75,23 @@ def _tools(config: Config) -> Iterator[Finding]:
 def _masks(config: Config) -> Iterator[Finding]:
     if config.input.kind == "release":
         return
-    from mrmill.masks import MaskerError, check_backend
+    from mrmill.masks import MaskerError, require_device
+    from mrmill.masks.hdbet import require_model
 
+    backend, device = config.deface.backend, config.deface.device
     try:
-        yield Finding("ok", check_backend(config.deface))
+        if backend == "hdbet":
+            require_model(config.deface.weights)
+        yield Finding("ok", f"brain masks by {backend}")
     except MaskerError as error:
-        yield Finding("problem", str(error), "see `deface` in the config")
+        yield Finding(
+            "problem", str(error), "`deface.weights` is the folder of the HD-BET v2 model"
+        )
+    try:
+        require_device(device, threads=1)
+        yield Finding("ok", f"device {device}")
+    except MaskerError as error:  # a login node has none, and needs none
+        yield Finding("warning", str(error), "jobs on a machine without it fail at once")
 
 
 def _atlas(config: Config) -> Iterator[Finding]:

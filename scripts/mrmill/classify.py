@@ -14,6 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
+from mrmill.errors import UserError
 from mrmill.headers import load_columns
 
 TABLE = Path(__file__).parents[2] / "config" / "classification.yaml"
@@ -25,7 +26,7 @@ Evidence = Mapping[str, Any]
 Test = Callable[[Any], bool]
 
 
-class RulesError(ValueError):
+class RulesError(UserError):
     """The table of rules cannot be used as it is."""
 
 
@@ -73,6 +74,7 @@ class Text(Block):
 
     columns: tuple[str, ...]
     form: Literal["names", "words"]
+    only_first: bool = False
 
 
 class Conditions(Block):
@@ -153,8 +155,8 @@ class Rules(Block):
         }
         for name, text in self.texts.items():
             normal = FORMS[text.form]
-            found = [header[column] for column in text.columns if header.get(column)]
-            values[name] = [normal(str(value)) for value in found] or None
+            found = [normal(str(header[c])) for c in text.columns if header.get(c)]
+            values[name] = (found[:1] if text.only_first else found) or None
         return values
 
     def released(self, modality: str) -> str:

@@ -170,7 +170,7 @@ class MaskQuality(Block):
         0.35, ge=0, le=1, description="share of the field's border voxels that the mask covers"
     )
     max_centroid_offset: float = Field(
-        0.35, ge=0, le=1, description="mask centroid to field center, as a share of the field"
+        0.3, ge=0, le=1, description="mask centroid to field center, as a share of the field"
     )
     max_beyond_plane_ml: float = Field(
         0.1, ge=0, description="mask islands in front of the defacing plane, kept, in mL"
@@ -213,9 +213,23 @@ class Register(Block):
         0.2, gt=0, le=1, description="share of voxels the metric looks at (antspyx default)"
     )
     seed: int = Field(42, ge=0, description="seed of the metric's sampling")
+    min_similarity: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="least normalised mutual information over the brain (noise has 0.003, series "
+        "of one patient 0.07 and more); below: reg_failed",
+    )
     min_similarity_gain: float = Field(
-        0.0,
-        description="least gain in mutual information over the headers alone; below: reg_failed",
+        -0.01,
+        description="least gain in it over the headers alone, below 0 because headers may be "
+        "right already; below: reg_failed",
+    )
+    min_brain_dice: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="least Dice of the two brain masks in the common field; below: reg_failed",
     )
 
 

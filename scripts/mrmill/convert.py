@@ -8,6 +8,7 @@ Where that rule does not single one out, none does.
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +21,8 @@ from mrmill.records import Outcome
 from mrmill.shards import Study, guarded
 from mrmill.slices import Instance, check_stack, read_instance
 from mrmill.volumes import Volume, as_released, read_volume, write_volume
+
+log = logging.getLogger(__name__)
 
 Entry = dict[str, Any]
 
@@ -113,15 +116,17 @@ def _from_dicom(
     files = [Path(series["folder"], name) for name in sorted(series["files"])]
     entry["n_sop"] = series["n_sop"]
     with TemporaryDirectory(dir=scratch, prefix=".dcm2niix-") as folder:
-        outputs = run_dcm2niix(files, Path(folder), timeout_s, entry)
-        if not outputs:
+        conversion = run_dcm2niix(files, Path(folder), timeout_s)
+        entry.update(conversion.facts)
+        log.info("series %s: %s", entry["series_key"], conversion.facts)
+        if not conversion.outputs:
             raise Rejected("not_converted", f"exit code {entry['exit_code']}", "an image")
         instances = [read_instance(file) for file in files]
-        return _entries(outputs, instances, entry, scratch)
+        return _entries(conversion.outputs, instances, entry, scratch)
 
 
 def _entries(
-    outputs: list["Output"], instances: list[Instance], common: Entry, scratch: Path
+    outputs: list[Output], instances: list[Instance], common: Entry, scratch: Path
 ) -> list[Entry]:
     """Account for every output of a series; write those that go on.
 

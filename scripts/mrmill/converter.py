@@ -2,7 +2,6 @@
 
 import errno
 import json
-import logging
 import re
 import shutil
 import subprocess
@@ -18,8 +17,6 @@ from mrmill.slices import Instance, to_ras
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-log = logging.getLogger(__name__)
 
 #: Every choice is spelled out, so that neither a user's defaults file nor a new default changes it.
 OPTIONS = (
@@ -73,7 +70,7 @@ class Output:
     Attributes
     ----------
     sidecar : dict
-        Its JSON; empty when dcm2niix wrote none.
+        Its JSON; empty when dcm2niix gave up before writing it.
     shape : tuple of int
         Voxels along i, j, k, and volumes where there are several.
     affine : (4, 4) ndarray
@@ -93,7 +90,7 @@ class Output:
     @property
     def is_copy(self) -> bool:
         """Whether it was made from another output of the series."""
-        return not self.sidecar or COPIES.match(self.suffix) is not None
+        return COPIES.match(self.suffix) is not None
 
     @property
     def image_type(self) -> list[str]:
@@ -159,27 +156,34 @@ class Output:
         )
 
 
-def run_dcm2niix(
-    files: Sequence[Path], folder: Path, timeout_s: float, entry: Entry
-) -> list[Output]:
+@dataclass(frozen=True)
+class Conversion:
+    """What became of one run of dcm2niix.
+
+    Attributes
+    ----------
+    outputs : list of Output
+        In the order of their suffixes.
+    facts : dict
+        For the record: `converter` with its version, `exit_code`, `warnings` (codes, sorted).
+    """
+
+    outputs: list[Output]
+    facts: dict[str, Any]
+
+
+def run_dcm2niix(files: Sequence[Path], folder: Path, timeout_s: float) -> Conversion:
     """Run dcm2niix on the files of one series.
 
     Parameters
     ----------
     folder : Path
-        Empty; gets links to the files and what dcm2niix writes.
-    entry : dict
-        Gets `converter` (with its version), `exit_code` and `warnings`.
-
-    Returns
-    -------
-    list of Output
-        In the order of their suffixes.
+        Empty; gets links to the files, under neutral names, and what dcm2niix writes.
 
     Raises
     ------
     TimeoutError, ChildProcessError, OSError
-        When it does not end in time, dies, or cannot write.
+        When it does not end in time, dies, or finds the disk full.
     """
     links, made = folder / "in", folder / "out"
     for place in (links, made):
@@ -204,11 +208,12 @@ def run_dcm2niix(
     if done.returncode not in DATA_EXIT_CODES:
         raise ChildProcessError(f"dcm2niix ended with {done.returncode}")
     version = re.search(r"version (v[\w.]+)", said)
-    entry["converter"] = f"dcm2niix {version[1]}" if version else "dcm2niix"
-    entry["exit_code"] = done.returncode
-    entry["warnings"] = sorted({code for text, code in WARNINGS.items() if text in said})
-    log.info("series %s: exit code %d %s", entry["series_key"], done.returncode, entry["warnings"])
-    return [_output(path) for path in sorted(made.glob("*.nii"))]
+    facts = {
+        "converter": f"dcm2niix {version[1] if version else 'of unknown version'}",
+        "exit_code": done.returncode,
+        "warnings": sorted({code for text, code in WARNINGS.items() if text in said}),
+    }
+    return Conversion([_output(path) for path in sorted(made.glob("*.nii"))], facts)
 
 
 def dcm2niix() -> str:

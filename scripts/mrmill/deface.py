@@ -1,7 +1,7 @@
 """Stage deface: a brain mask for every accepted series, and no face left in any of them."""
 
 import csv
-import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,6 @@ from mrmill.volumes import Volume, as_released, read_volume, write_volume
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-log = logging.getLogger(__name__)
 
 ADMIT, REJECT = "admit", "reject"
 
@@ -115,7 +113,8 @@ def deface_series(
 def removed_share(data: "NDArray", brain: "NDArray[np.bool_]", kept: "NDArray[np.bool_]") -> float:
     """Return the share of the head's voxels, air left out, that is removed."""
     head = data > HEAD_LEVEL * np.median(data[brain])
-    return round(np.count_nonzero(head & ~kept) / max(np.count_nonzero(head), 1), 4)
+    n_removed = int(np.count_nonzero(head & ~kept))
+    return round(n_removed / max(int(np.count_nonzero(head)), 1), 4)
 
 
 def write_defaced(
@@ -162,12 +161,17 @@ def settle_center(entries: list[dict[str, Any]]) -> bool:
     ]
     center = min(
         candidates,
-        key=lambda entry: (not entry["is_center_modality"], entry["SeriesNumber"]),
+        key=lambda entry: (not entry["is_center_modality"], _series_order(entry)),
         default=None,
     )
     for entry in entries:
         entry["is_center_modality"] = entry is center
     return center is not None
+
+
+def _series_order(entry: dict[str, Any]) -> tuple[float, str]:
+    number = entry["SeriesNumber"]
+    return math.inf if number is None else float(number), entry["series_id"]
 
 
 def read_decisions(table: Path | None, study_uid: str) -> dict[str, str]:

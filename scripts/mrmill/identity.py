@@ -11,6 +11,8 @@ import secrets
 import stat
 from pathlib import Path
 
+from mrmill.errors import UserError
+
 KEY_BYTES = 32
 
 #: Characters of base32 (5 bits each). 50 bits: among 100,000 studies two meet with a chance of
@@ -19,7 +21,7 @@ UID_CHARACTERS = 10
 SERIES_CHARACTERS = 8
 
 
-class IdentityError(ValueError):
+class IdentityError(UserError):
     """The secret key is missing, unsafe or not a key."""
 
 

@@ -5,15 +5,17 @@ One index per kind of export, all with the same face: `index_export` looks at th
 two, planning decides in which shard a study goes.
 """
 
+import csv
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from mrmill.config import Input
+from mrmill.errors import UserError
 
 #: Told what is counted, how many are done, and of how many (None: not known yet).
 Progress = Callable[[str, int, int | None], None]
@@ -22,7 +24,7 @@ Progress = Callable[[str, int, int | None], None]
 Shard = tuple[str, str]
 
 
-class PlanError(ValueError):
+class PlanError(UserError):
     """Something has to be changed before the export can be planned."""
 
 
@@ -140,7 +142,7 @@ def index_export(input: Input, folder: Path, workers: int, progress: Progress) -
     if not input.path.exists():
         raise PlanError(
             f"input.path {input.path} does not exist.\n"
-            "  Accepted: the folder of the export, or (kind: dicom) a CSV with a FolderPath column.\n"
+            "  Accepted: a folder, or (input.kind: dicom) a CSV with a FolderPath column.\n"
             "  Next: correct input.path in the config; is the disk mounted?"
         )
     if input.kind == "dicom":
@@ -200,3 +202,39 @@ def walk(roots: list[Path], skips: list[Skip]) -> Iterator[tuple[str, list[str]]
         waiting += reversed(below)
         if names:
             yield folder, names
+
+
+def read_rows(path: Path, name: str, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the rows of a CSV, each with where it stands.
+
+    Parameters
+    ----------
+    name : str
+        What the table is called in messages; these tell lines, never what they say.
+    needed : sequence of str
+        Columns it must have.
+
+    Raises
+    ------
+    PlanError
+        If it cannot be read, lacks a column, or a row has more cells than there are columns.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            missing = [column for column in needed if column not in columns]
+            if missing:
+                raise PlanError(
+                    f"{name} {path} has no column {', '.join(missing)}.\n"
+                    f"  Accepted: a CSV (commas, UTF-8) with {', '.join(needed)}"
+                )
+            for row in reader:
+                where = f"{name} {path}, line {reader.line_num}"
+                if None in row:
+                    raise PlanError(f"{where}: more cells than columns; quote cells with commas")
+                yield where, {column: row[column] or "" for column in columns}
+    except OSError as error:
+        raise PlanError(f"{name} {path}: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error):
+        raise PlanError(f"{name} {path} is not a CSV in UTF-8: save it as such") from None

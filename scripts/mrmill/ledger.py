@@ -55,12 +55,9 @@ def stages_of(spaces: Iterable[str], adopted: bool = False) -> list[str]:
     spaces : iterable of str
         Spaces that the run makes.
     adopted : bool
-        Input of kind `release`: starts with the record of its adoption (stage `deface`), and its
-        native space is not packaged again.
+        Input of kind `release`: its adoption stands in the place of the stage `deface`.
     """
-    made = [
-        space for space in SPACES if space in set(spaces) and not (adopted and space == "native")
-    ]
+    made = [space for space in SPACES if space in set(spaces)]
     common = COMMON_STAGES[-1:] if adopted else COMMON_STAGES
     # a dict keeps the order and drops the second `register`
     later = dict.fromkeys(stage for space in made for stage in SPACE_STAGES[space])
@@ -94,7 +91,7 @@ def ledger_rows(
         If a study or series has no record where it should, or a record has no planned study.
     """
     rows: list[dict[str, str]] = []
-    holes: list[tuple[str, str]] = []
+    holes: list[tuple[str, str]] = []  # study and stage, once per series
     planned = sorted(plan_studies, key=lambda study: study["study_uid"])
     for study in planned:
         uid = study["study_uid"]
@@ -102,7 +99,7 @@ def ledger_rows(
         way = _StudyWay(study, records)
         way.walk()
         rows += sorted(way.rows.values(), key=lambda row: row["series_key"])
-        holes += [(uid, stage) for stage in way.holes]
+        holes += [(uid, stage) for stage in way.holes.values()]
         if not way.rows:
             holes.append((uid, "plan"))
     _refuse_holes(holes, rows, len(planned))
@@ -117,7 +114,7 @@ class _StudyWay:
         self.study, self.records = study, records
         self.adopted = "convert" not in records
         self.rows = {s["series_key"]: self._new_row(s["series_key"]) for s in study["series"]}
-        self.holes: list[str] = []  # the stage, once per series that it says nothing about
+        self.holes: dict[str, str] = {}  # series -> the first stage that says nothing about it
 
     def _new_row(self, key: str) -> dict[str, str]:
         known = {
@@ -188,10 +185,11 @@ class _StudyWay:
             entries = record.outcome.series
             mine = (e for e in entries if e["series_key"] == key and e.get("space", space) == space)
             entry = next(mine, None)
-            if record.outcome.state != ACCEPTED and (not entry or entry["state"] == ACCEPTED):
+            has_own = entry is not None and entry.get("reason", "") not in ("", "study_rejected")
+            if record.outcome.state != ACCEPTED and not has_own:
                 return _of_study(record.outcome)
         if entry is None:
-            self.holes.append(stage)
+            self.holes.setdefault(key, stage)
         return entry
 
     def _decide(self, row: dict[str, str], stage: str, decision: Mapping[str, Any]) -> None:
@@ -227,9 +225,9 @@ def _refuse_holes(holes: list[tuple[str, str]], rows: list[dict[str, str]], n_st
     named = [f"{uid} ({stage})" for uid, stage in dict.fromkeys(holes)]
     n_holed = len({uid for uid, _ in holes})
     raise LedgerError(
-        f"the ledger does not close: records are missing for {len(holes)} of {len(rows)} series, in "
-        f"{n_holed} of {n_studies} studies: {_some(named)}. Run the workflow again: what has no "
-        "record is done again"
+        f"the ledger does not close: records are missing for {len(holes)} of {len(rows)} series, "
+        f"in {n_holed} of {n_studies} studies: {_some(named)}. Run the workflow again: what has "
+        "no record is done again"
     )
 
 

@@ -2,18 +2,20 @@
 
 The idea is that of Schimke & Hale, "Quickshear defacing for neuroimages" (HealthSec 2011):
 look at the brain mask from the side, take the convex hull of what is seen, and cut along a
-line that touches the hull below the forehead, moved away from the brain by a buffer. All of
-it happens here in the patient's own coordinates (RAS+, mm), so neither the order and direction
-of the voxel axes nor the slice thickness nor the cropping of the field changes the plane.
+line that touches the hull below the forehead, moved away from the brain by a buffer. Here all of it
+happens in the patient's own coordinates (RAS+, mm), so neither the order and direction of the
+voxel axes nor the slice thickness nor the cropping of the field changes the plane.
 
 The original takes the line through one edge of the hull, next to the frontal pole. Which edge
 that is changes with a few voxels of the mask, and on some heads it runs too flat or too steep
 and leaves the mouth or the nose. Here every line that touches the hull between nearly coronal
-and nearly axial is tried, and the one that removes most of the *face window* is taken: the
-front lower quarter of the brain's bounding box as seen from the side, extended ahead (nose)
-and down (chin). The area removed is smooth in the mask, so a slightly larger or smaller mask
-gives nearly the same plane. On real heads the winner is the hull edge that bridges orbit and
-skull base, with a normal 42 to 61 degrees below straight ahead.
+and nearly axial is tried, and what counts is how much it removes of the *face window*: the
+front lower quarter of the brain's bounding box as seen from the side, extended ahead (nose) and
+down (chin). The plane takes the mean direction of the lines that are as good as the best: the
+best one alone jumps between neighbouring edges when slices are thick, their mean does not
+(2.3 mm at the nose between 1 mm voxels and 5.5 mm slices in any plane; 4.3 mm without it). On
+real heads it lies along the edge that bridges orbit and skull base, with a normal 42 to 60
+degrees below straight ahead.
 """
 
 from collections.abc import Sequence
@@ -29,9 +31,12 @@ if TYPE_CHECKING:
 #: a degree moves the plane by 0.7 mm at the chin, 150 mm from where it touches.
 PITCH_DEG = np.arange(15, 80.25, 0.25)
 
-#: How far the face window reaches beyond the brain: the tip of the nose is about 30 mm ahead of
-#: the frontal pole, the mouth about 60 mm below the cerebellum (adult heads, our real images).
+#: How far the face window reaches beyond the brain's bounding box. On a full-face T1w the tip of
+#: the nose is 40 mm ahead of the frontal pole and the mouth ends 50 mm below the brain stem.
 AHEAD_MM, BELOW_MM = 30.0, 60.0
+
+#: Lines that remove this share less than the best one count as no good; in between, linearly.
+TOLERANCE = 0.02
 
 #: Columns of the face window in which the removed height is summed up.
 WINDOW_COLUMNS = 64
@@ -96,11 +101,19 @@ def face_plane(
         Its normal lies in the patient's sagittal plane and points forward and down.
     """
     outline = sagittal_outline(brain, affine)
-    pitch = np.radians(PITCH_DEG)
-    normals = np.stack([np.cos(pitch), -np.sin(pitch)], axis=1)
+    normals = np.stack([forward_down(pitch) for pitch in PITCH_DEG])
     offsets = np.array([(outline @ normal).max() for normal in normals]) + buffer_mm
-    best = removed_from_window(normals, offsets, outline).argmax()
-    return Plane(np.array([0.0, *normals[best]]), float(offsets[best]))
+    removed = removed_from_window(normals, offsets, outline)
+    merit = np.clip(removed - removed.max() + TOLERANCE, 0, None)
+    normal = forward_down(np.average(PITCH_DEG, weights=merit))
+    offset_mm = float((outline @ normal).max()) + buffer_mm
+    return Plane(np.array([0.0, *normal]), offset_mm)
+
+
+def forward_down(pitch_deg: float) -> "NDArray[np.float64]":
+    """Return the unit vector (anterior, superior) this far below straight ahead."""
+    pitch = np.radians(pitch_deg)
+    return np.array([np.cos(pitch), -np.sin(pitch)])
 
 
 def sagittal_outline(

@@ -1,12 +1,9 @@
 """The register stage: moving series to the study's center, and all series to the atlas."""
 
-import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from mrmill import layout
 from mrmill.reasons import ACCEPTED, Rejected
@@ -15,19 +12,22 @@ from mrmill.registration import (
     Atlas,
     RigidTransform,
     Scan,
-    measure,
     register,
     resample,
     write_transform,
 )
+from mrmill.registration_quality import measure
 from mrmill.shards import Study, guarded
 from mrmill.volumes import Volume, read_volume, write_volume
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from mrmill.config import Register
 
-log = logging.getLogger(__name__)
+Entry = dict[str, Any]
 
+#: What a series that failed in coreg space hands on to its entry in atlas space.
 WHY = ("state", "reason", "found", "limit", "error")
 
 
@@ -38,7 +38,7 @@ def register_study(
     atlas: Atlas | None,
     spaces: Collection[str] = ("coreg", "atlas"),
 ) -> Outcome:
-    """Register one study's defaced series; every failure stays with its series and space.
+    """Register one study's defaced series; a failure stays with its series and space.
 
     Parameters
     ----------
@@ -48,28 +48,147 @@ def register_study(
     atlas : Atlas or None
         None only where `spaces` leaves the atlas out.
     spaces : collection of str
-        Without "atlas" its work is left out; co-registration is always done, because the way
-        of a moving series to the atlas leads through the center.
+        Without "atlas" its work is left out. Co-registration is always done: the way of a
+        moving series to the atlas leads through the center.
 
     Returns
     -------
     outcome : Outcome
-        Accepted; per series one entry for each space, with `files`, and for each transform
-        found `quality` (see `registration.measure`) and `matrix` (RAS+ 4x4, from points of the
-        center or atlas to points of the series).
+        Accepted; per series one entry for each space. An entry has `files` (kind -> name below
+        `scratch`); where a transform was found also `quality` (`registration_quality.measure`)
+        and `matrix` (RAS+ 4x4, takes points of the center or atlas to points of the series).
     """
     series = study.upstream["deface"].outcome.accepted_series()
     center = next(entry for entry in series if entry["is_center_modality"])
-    work = _Work(study.study_uid, study.folders["deface"], scratch, settings, center)
-    entries = [{**_entry(center, "coreg"), "state": ACCEPTED, "reason": ""}]
-    if "atlas" in spaces:
-        entries.append(work.center_to_atlas(atlas))
+    work = _Work(
+        study.study_uid,
+        study.folders["deface"],
+        scratch,
+        settings,
+        atlas if "atlas" in spaces else None,
+        center,
+        _read(study.folders["deface"], center),
+    )
+    entries = work.center_series()
     for moving in series:
         if moving is not center:
-            entries += work.moving(moving, atlas, entries[1] if "atlas" in spaces else None)
+            entries += work.moving_series(moving)
     return Outcome(series=entries)
 
 
-def _entry(series: dict[str, Any], space: str) -> dict[str, Any]:
+@dataclass
+class _Work:
+    """One study under registration.
+
+    Attributes
+    ----------
+    scan : Scan
+        The center.
+    to_center : RigidTransform or None
+        From the atlas to the center, once it is found and good.
+    """
+
+    study_uid: str
+    deface: Path
+    scratch: Path
+    settings: "Register"
+    atlas: Atlas | None
+    center: Entry
+    scan: Scan
+    to_center: RigidTransform | None = None
+
+    def center_series(self) -> list[Entry]:
+        """Register the center's brain to the atlas's and write the center and its masks there.
+
+        Brain to brain, because the template may have no skull and the center has no face: on a
+        glioma patient this came nearer to the template (Dice of the brains 0.910 against 0.906
+        with the whole head) and took a quarter less time.
+        """
+        coreg, in_atlas = _entry(self.center, "coreg"), _entry(self.center, "atlas")
+        coreg |= {"state": ACCEPTED, "reason": ""}
+        if self.atlas is None:
+            return [coreg]
+        uid, center_id = self.study_uid, self.center["series_id"]
+        with guarded(in_atlas):
+            images = self.atlas.brain_only(), self.scan.brain_only()
+            try:
+                found = self._fit(in_atlas, self.atlas, self.scan, *images)
+            except Rejected as failed:
+                raise Rejected("center_reg_failed", failed.found, failed.limit) from failed
+            self._save_transform(in_atlas, layout.atlas_transform(center_id), found)
+            image = resample(self.scan.volume, self.atlas.volume, found)
+            self._save_image(in_atlas, "img", layout.atlas_image(uid, center_id), image)
+            for kind in ("brain", "defacing"):
+                mask = read_volume(self.deface / self.center["files"][kind])
+                mask = resample(mask, self.atlas.volume, found, order=0)
+                self._save_image(in_atlas, kind, layout.atlas_mask(uid, center_id, kind), mask)
+            self.to_center = found
+        return [coreg, in_atlas]
+
+    def moving_series(self, series: Entry) -> list[Entry]:
+        """Register a series to the center and sample it, from its own grid, in each space."""
+        coreg, in_atlas = _entry(series, "coreg"), _entry(series, "atlas")
+        uid, series_id = self.study_uid, series["series_id"]
+        with guarded(coreg):
+            moving = _read(self.deface, series)
+            found = self._fit(coreg, self.scan, moving, self.scan.volume, moving.volume)
+            self._save_transform(coreg, layout.coreg_transform(series_id), found)
+            image = resample(moving.volume, self.scan.volume, found)
+            self._save_image(coreg, "img", layout.coreg_image(uid, series_id), image)
+        if self.atlas is None:
+            return [coreg]
+        if coreg["state"] != ACCEPTED:
+            return [coreg, in_atlas | {name: coreg[name] for name in WHY if name in coreg}]
+        with guarded(in_atlas):
+            if self.to_center is None:
+                raise Rejected("center_reg_failed")
+            image = resample(moving.volume, self.atlas.volume, self.to_center.then(found))
+            self._save_image(in_atlas, "img", layout.atlas_image(uid, series_id), image)
+        return [coreg, in_atlas]
+
+    def _fit(
+        self, entry: Entry, fixed: Scan, moving: Scan, fixed_image: Volume, moving_image: Volume
+    ) -> RigidTransform:
+        """Register two images, note how well their scans fit then, and refuse what does not."""
+        found = register(fixed_image, moving_image, self.settings)
+        entry["matrix"] = found.matrix.tolist()
+        entry["quality"] = measure(found, fixed, moving)
+        check(entry["quality"], self.settings)
+        return found
+
+    def _save_transform(self, entry: Entry, member: str, transform: RigidTransform) -> None:
+        entry["files"]["transform"] = name = f"{entry['space']}/{member}"
+        write_transform(self.scratch / name, transform)
+
+    def _save_image(self, entry: Entry, kind: str, member: str, data: "NDArray") -> None:
+        entry["files"][kind] = name = f"{entry['space']}/{member}"
+        grid = self.scan.volume if entry["space"] == "coreg" else self.atlas.volume
+        write_volume(self.scratch / name, data, grid.affine)
+
+
+def check(quality: dict[str, float], settings: "Register") -> None:
+    """Refuse a transform that improves nothing or leaves the brains apart.
+
+    Raises
+    ------
+    Rejected
+        `reg_failed`.
+    """
+    gain = quality["similarity"] - quality["similarity_headers"]
+    for name, found, least in (
+        ("similarity", quality["similarity"], settings.min_similarity),
+        ("similarity gain", gain, settings.min_similarity_gain),
+        ("brain Dice", quality["brain_dice"], settings.min_brain_dice),
+    ):
+        if found < least:
+            raise Rejected("reg_failed", found=f"{name} {found:.3f}", limit=f">= {least:g}")
+
+
+def _read(folder: Path, series: Entry) -> Scan:
+    brain = read_volume(folder / series["files"]["brain"])
+    return Scan(read_volume(folder / series["files"]["img"]), brain.data > 0)
+
+
+def _entry(series: Entry, space: str) -> Entry:
     kept = {name: series[name] for name in ("series_key", "series_id", "is_center_modality")}
     return {**kept, "space": space, "files": {}}

@@ -5,9 +5,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
+from rich.progress import Progress, SpinnerColumn, TaskID
 
 from mrmill.config import ROOT, Config, ConfigError
 from mrmill.layout import ReleaseTree, WorkTree
@@ -15,6 +17,9 @@ from mrmill.lease import Lease
 from mrmill.records import Journal
 from mrmill.shards import is_whole
 from mrmill.workflow_files import read_plan
+
+if TYPE_CHECKING:
+    from mrmill.planning import PlanSummary
 
 #: Snakemake options after which nothing is worked on: its own output is what the user wants.
 QUERIES = {
@@ -31,9 +36,31 @@ def plan_with_progress(config: Config, cores: int, new_key: bool, console: Conso
     if new_key:
         identity.new_key(config.identity.key_file)
         console.print(f"new pseudonym key {config.identity.key_file}: keep it, and keep it secret")
-    with console.status("looking through the export") as spinner:
-        summary = make_plan(config, cores, spinner.update)
-    console.print(summary.text(), highlight=False, markup=False)
+    with Progress(SpinnerColumn(), *Progress.get_default_columns(), console=console) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int | None) -> None:
+            if what not in bars:
+                bars[what] = progress.add_task(f"planning: {what}")
+            progress.update(bars[what], completed=done, total=total)
+
+        summary = make_plan(config, cores, show)
+    console.print(plan_text(summary), highlight=False, markup=False)
+
+
+def plan_text(summary: "PlanSummary") -> str:
+    """Return what a plan found, in words."""
+    lines = [
+        f"plan: {summary.files} files ({summary.read} read now), {summary.patients} patients, "
+        f"{summary.studies} studies ({summary.new_studies} new), {summary.series} series, "
+        f"{summary.batches} batches, {summary.shards} shards"
+    ]
+    left = {**summary.skipped, "duplicates": summary.duplicates}
+    if any(left.values()):
+        lines.append("files left out: " + ", ".join(f"{n} {why}" for why, n in left.items() if n))
+    if summary.vanished_studies:
+        lines.append(f"{summary.vanished_studies} planned studies are no longer in the export")
+    return "\n".join([*lines, *(f"note: {warning}" for warning in summary.warnings)])
 
 
 def run_workflow(

@@ -4,6 +4,7 @@ dcm2niix stacks pictures by their first positions; a stack with a gap, a doubled
 comes out as a volume that looks right and is not. The positions in the headers decide.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,17 +88,27 @@ def to_ras(vector: "ArrayLike") -> "NDArray[np.float64]":
 
 
 def read_instance(path: Path) -> Instance:
-    """Read where the pictures of a DICOM file lie; its pixels stay unread."""
+    """Read where the pictures of a DICOM file lie; its pixels stay unread.
+
+    Raises
+    ------
+    Rejected
+        `unreadable_image` when the header breaks off or holds what it must not.
+    """
     from pydicom import dcmread
 
-    header = dcmread(path, stop_before_pixels=True, force=True, specific_tags=TAGS)
-    echo_time = _numbers([header.get("EchoTime")])
-    return Instance(
-        path,
-        planes=_frame_planes(header),
-        echo_time_ms=echo_time[0] if echo_time else 0.0,
-        image_type=tuple(header.get("ImageType") or ()),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom quotes the values it warns about
+        try:
+            header = dcmread(path, stop_before_pixels=True, force=True, specific_tags=TAGS)
+            return Instance(
+                path,
+                planes=_frame_planes(header),
+                echo_time_ms=next(iter(_numbers([header.get("EchoTime")])), 0.0),
+                image_type=tuple(header.get("ImageType") or ()),
+            )
+        except (EOFError, ValueError) as error:
+            raise Rejected("unreadable_image", found=type(error).__name__) from error
 
 
 def _frame_planes(header: "Dataset") -> list[Plane | None]:

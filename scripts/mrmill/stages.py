@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from mrmill.config import Config
+from mrmill.config import Config, digest_of
 from mrmill.layout import ReleaseTree, WorkTree
 from mrmill.shards import ShardJob
 
@@ -56,6 +56,13 @@ def stage_params(config: Config, stage: str) -> dict[str, Any]:
     if stage.startswith("package-"):
         settings = {"name": config.dataset.name}
     return {"version": STAGES[stage].version, "settings": settings}
+
+
+def catalog_params(config: Config) -> dict[str, Any]:
+    """Return what the tables of a release depend on besides the shards' records."""
+    columns = digest_of(config.curate.header_columns)
+    dataset = config.dataset.key_settings()
+    return {"version": 1, "dataset": dataset, "spaces": config.spaces, "columns": columns}
 
 
 def shard_job(

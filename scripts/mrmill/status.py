@@ -7,13 +7,13 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrmill.layout import ReleaseTree, WorkTree
 from mrmill.reasons import ACCEPTED, FAILED, REJECTED
-from mrmill.records import Journal, manifest_of
+from mrmill.records import Journal
 from mrmill.stages import STAGES, STANDS_FOR
 
 if TYPE_CHECKING:
@@ -84,15 +84,14 @@ def read_status(work: WorkTree) -> Status:
     failed: list[tuple[int, Failure]] = []
     for batch, shards in _planned(work).items():
         begun = [s for s in STAGES if s not in STANDS_FOR and (work.root / batch / s).is_dir()]
-        left: dict[str, int] = {}  # stage -> studies it may still hand on, accepted or to do
         per_stage: dict[str, list[tuple[_ShardStage, int]]] = {stage: [] for stage in begun}
         for shard, size in shards.items():
-            left.clear()
+            left: dict[str, int] = {}  # stage -> studies it may still hand on, accepted or to do
             for stage in begun:
                 found = _read(work, batch, stage, shard)
                 needed = [s for s in STAGES[stage].needs if s in begun]
                 entering = left[needed[-1]] if needed else size
-                to_do = 0 if found.done else max(0, entering - len(found.studies))
+                to_do = max(0, entering - len(found.studies))
                 left[stage] = found.count(ACCEPTED) + to_do
                 per_stage[stage].append((found, to_do))
                 failed += _failures(found, batch, shard, stage)
@@ -114,27 +113,20 @@ def _planned(work: WorkTree) -> dict[str, dict[str, int]]:
 
 def _read(work: WorkTree, batch: str, stage: str, shard: str) -> _ShardStage:
     """Read the manifest; only while there is none, the journal."""
-    for name, parse in (("manifest", _studies_of_manifest), ("journal", _studies_of_journal)):
-        path = getattr(work, name)(batch, stage, shard)
-        try:
-            stat = path.stat()
-            return _ShardStage(
-                path, name == "manifest", parse(path, stat.st_mtime_ns, stat.st_size)
-            )
-        except FileNotFoundError:  # not yet, or taken away while we look
-            continue
-    return _ShardStage(work.manifest(batch, stage, shard), False, {})
+    manifest, journal = work.manifest(batch, stage, shard), work.journal(batch, stage, shard)
+    try:
+        return _ShardStage(manifest, True, _studies_of(manifest, manifest.stat().st_mtime_ns))
+    except FileNotFoundError:
+        records = Journal(journal).records().values()
+        outcomes = {record.study_uid: record.outcome for record in records}
+        decided = {u: {"state": o.state, "reason": o.reason} for u, o in outcomes.items()}
+        return _ShardStage(journal, False, decided)
 
 
-# Cached by what `stat` says, as a live view asks every second and few files change in between.
-@cache
-def _studies_of_manifest(path: Path, mtime_ns: int, size: int) -> dict[str, dict[str, str]]:
-    return json.loads(path.read_text(encoding="utf-8"))["studies"]
-
-
-@cache
-def _studies_of_journal(path: Path, mtime_ns: int, size: int) -> dict[str, dict[str, str]]:
-    return manifest_of(Journal(path).records().values())["studies"]
+@lru_cache(maxsize=100_000)
+def _studies_of(manifest: Path, mtime_ns: int) -> dict[str, dict[str, str]]:
+    """Read a manifest; a live view asks every second, and few change in between."""
+    return json.loads(manifest.read_text(encoding="utf-8"))["studies"]
 
 
 def _stage_status(batch: str, stage: str, found: list[tuple[_ShardStage, int]]) -> StageStatus:

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Protocol
 
 from mrmill.config import Deface
+from mrmill.errors import UserError
 from mrmill.volumes import Volume
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class MaskerError(RuntimeError):
+class MaskerError(UserError):
     """A mask network that cannot run here; nothing else is tried in its place."""
 
 

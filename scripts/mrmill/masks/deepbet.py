@@ -38,14 +38,10 @@ class DeepBet:
         deepbet turns the voxel axes to RAS+ for its networks and the mask back again.
         """
         import nibabel as nib
-        import torch
 
         image = nib.Nifti1Image(volume.data, volume.affine)
         try:
-            # the compiler of TorchScript rewrites a network after its first calls, and with it
-            # the last bits of a mask: the same volume must give the same bytes whenever it comes
-            with torch.jit.optimized_execution(False):
-                _, mask, _ = self._network.run(image)
+            _, mask, _ = self._network.run(image)
         except (AssertionError, ValueError) as error:
             # deepbet has no other way to say that it sees no brain
             log.info("deepbet sees no brain (%s)", type(error).__name__)

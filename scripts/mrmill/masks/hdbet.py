@@ -22,6 +22,19 @@ MODEL_FILES = ("plans.json", "dataset.json", "fold_all/checkpoint_final.pth")
 PLAIN_READERS = ("SimpleITKIO", "NibabelIO")
 
 
+def require_model(weights: Path) -> None:
+    """Refuse a model folder that is not whole.
+
+    Raises
+    ------
+    MaskerError
+        Naming what is missing.
+    """
+    missing = [name for name in MODEL_FILES if not (weights / name).is_file()]
+    if missing:
+        raise MaskerError(f"deface.weights: no {', '.join(missing)} in {weights}")
+
+
 class HdBet:
     """The HD-BET v2 network in nnU-Net's predictor.
 
@@ -45,9 +58,7 @@ class HdBet:
     name = "hdbet"
 
     def __init__(self, weights: Path, device: "torch.device", threads: int) -> None:
-        missing = [name for name in MODEL_FILES if not (weights / name).is_file()]
-        if missing:
-            raise MaskerError(f"deface.weights: no {', '.join(missing)} in {weights}")
+        require_model(weights)
         # nnU-Net reads its thread count when it is imported
         os.environ["nnUNet_def_n_proc"] = str(threads)  # noqa: SIM112 its own spelling
         with redirect_stdout(None):  # nnU-Net prints hints about training

@@ -47,13 +47,13 @@ def measure_mask(
         `centroid_offset`: distance of the mask's centroid from the field's center along the
         axis where it is largest, as a share of the field on that axis (0 to 0.5).
     """
-    n_voxels = np.count_nonzero(mask)
+    n_voxels = int(np.count_nonzero(mask))
     inner = (slice(1, -1),) * 3
     n_border = mask.size - mask[inner].size
-    on_border = n_voxels - np.count_nonzero(mask[inner])
+    on_border = n_voxels - int(np.count_nonzero(mask[inner]))
     return {
         "brain_ml": round(n_voxels * voxel_ml, 2),
-        "largest_component": round(np.count_nonzero(component) / n_voxels, 4),
+        "largest_component": round(int(np.count_nonzero(component)) / n_voxels, 4),
         "border_share": round(on_border / n_border, 4),
         "centroid_offset": round(max(_offset_shares(mask)), 4),
     }

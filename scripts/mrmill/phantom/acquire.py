@@ -8,11 +8,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from mrmill.phantom.head import Head, Warp
 
-# Signal of each tissue by sequence type, in thousandths of the brightest that the type shows. Set by eye
-# to look like 1.5-3 T clinical images; only their order and contrast matter.
+# Signal of each tissue by sequence type, in thousandths of the brightest that the type shows.
+# Set by eye to look like 1.5-3 T clinical images; only their order and contrast matter.
 TISSUES = (
-    "skin", "fat", "muscle", "bone", "marrow", "tooth", "csf", "grey", "white", "vitreous", "lens", "artery",
-    "vein", "air",
+    "skin", "fat", "muscle", "bone", "marrow", "tooth", "csf", "grey", "white", "vitreous", "lens",
+    "artery", "vein", "air",
 )  # fmt: skip
 SIGNAL = {
     "T1w": (380, 950, 370, 60, 620, 20, 150, 500, 730, 170, 330, 240, 260, 0),
@@ -24,7 +24,7 @@ SIGNAL = {
 }
 CONTRASTS = {name: dict(zip(TISSUES, values, strict=True)) for name, values in SIGNAL.items()}
 
-# Directions of columns' index i, rows' index j and slices' index k for each plane, patient LPS+ (DICOM).
+# Directions of voxel indices i (along a row), j (down), k (slice) in each plane, LPS+ as in DICOM.
 AXES_LPS = {
     "axi": np.array([(1, 0, 0), (0, 1, 0), (0, 0, 1)], dtype=float).T,
     "cor": np.array([(1, 0, 0), (0, 0, -1), (0, 1, 0)], dtype=float).T,
@@ -158,8 +158,8 @@ def acquire(
     acquisition : Acquisition
         Geometry and sequence.
     prescription, pose : (4, 4) ndarray
-        Where the head lay when the slices were planned, and where it lies now: head space to scanner,
-        RAS+, mm.
+        Where the head lay when the slices were planned, and where it lies now: head space to
+        scanner, RAS+, mm.
     rng : Generator
         Source of noise and coil shading.
     gain : float
@@ -172,9 +172,7 @@ def acquire(
     centre_mm = prescription[:3, :3] @ acquisition.centre_mm + prescription[:3, 3]
     affine = grid_affine(acquisition, np.round(centre_mm, 1))
     to_head = np.linalg.inv(pose) @ affine
-    signal, truth = _sample(
-        [painted, head.brain_minus_face], head.affine, warp, to_head, acquisition
-    )
+    signal, truth = _sample([painted, head.brain_minus_face], head, warp, to_head, acquisition)
     signal *= _coil_shading(acquisition.shape, rng)
     signal = _rician(signal, noise=14.0, rng=rng)
     return Scan(
@@ -188,7 +186,7 @@ def acquire(
 
 def _sample(
     volumes: Sequence[NDArray[np.float32]],
-    volume_affine: NDArray[np.float64],
+    head: Head,
     warp: Warp,
     to_head: NDArray[np.float64],
     acquisition: Acquisition,
@@ -199,21 +197,44 @@ def _sample(
     columns, rows, slices = acquisition.shape
     fine_i, lattice_i = _interpolation(columns)
     fine_j, lattice_j = _interpolation(rows)
-    to_volume = np.linalg.inv(volume_affine)
+    to_volume = np.linalg.inv(head.affine)
+    order = _memory_order(to_volume @ to_head)
+    near, *volumes = [np.ascontiguousarray(v.transpose(order)) for v in (head.near, *volumes)]
     samples = [np.zeros(acquisition.shape, np.float32) for _ in volumes]
-    profile = _slice_profile(acquisition)
     for k in range(slices):
-        for offset, weight in profile:
-            lattice = np.stack(np.meshgrid(lattice_i, lattice_j, k + offset, indexing="ij"), -1)[
-                :, :, 0
-            ]
-            points = warp.to_standard(lattice @ to_head[:3, :3].T + to_head[:3, 3])
-            points = points @ to_volume[:3, :3].T + to_volume[:3, 3]
-            where = np.stack([fine_i @ points[..., axis] @ fine_j.T for axis in range(3)])
+        for offset, weight in _slice_profile(acquisition):
+            grid = np.meshgrid(lattice_i, lattice_j, k + offset, indexing="ij")
+            points = np.stack(grid, axis=-1)[:, :, 0] @ to_head[:3, :3].T + to_head[:3, 3]
+            points = warp.to_standard(points) @ to_volume[:3, :3].T + to_volume[:3, 3]
+            points = points[..., order]
+            part = _part_in_head(points, near)
+            fine = fine_i[part[0]], fine_j[part[1]].T
+            where = np.stack([fine[0] @ points[..., axis] @ fine[1] for axis in range(3)])
             where = where.astype(np.float32)
             for sample, volume in zip(samples, volumes, strict=True):
-                sample[:, :, k] += weight * map_coordinates(volume, where, order=1, prefilter=False)
+                values = map_coordinates(volume, where, np.float32, order=1, prefilter=False)
+                sample[*part, k] += weight * values
     return samples
+
+
+def _memory_order(to_volume: NDArray[np.float64]) -> list[int]:
+    """Order of the volume's axes along slices, columns, rows: three times faster for the cache."""
+    from scipy.optimize import linear_sum_assignment
+
+    nearest = linear_sum_assignment(-np.abs(to_volume[:3, :3].T))[1]
+    return [int(nearest[axis]) for axis in (2, 0, 1)]
+
+
+def _part_in_head(points: NDArray[np.float64], near: NDArray[np.uint8]) -> tuple[slice, slice]:
+    """Columns and rows of a slice that can hold the head: around the lattice points near it."""
+    from scipy.ndimage import map_coordinates
+
+    inside = map_coordinates(near, np.moveaxis(points, -1, 0), order=0, prefilter=False)
+    part = []
+    for hits in (inside.any(axis=1), inside.any(axis=0)):
+        at = np.flatnonzero(hits) if hits.any() else np.array([0])
+        part.append(slice(max(at[0] - 1, 0) * LATTICE_STEP, (at[-1] + 1) * LATTICE_STEP))
+    return tuple(part)
 
 
 def _slice_profile(acquisition: Acquisition) -> list[tuple[float, float]]:
@@ -229,7 +250,7 @@ def _slice_profile(acquisition: Acquisition) -> list[tuple[float, float]]:
 
 
 def _interpolation(n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Matrix (n, m) from values on a coarse lattice to n points by linear interpolation, and the lattice."""
+    """Matrix (n, m) that interpolates linearly from a coarse lattice to n points; the lattice."""
     m = -(-(n - 1) // LATTICE_STEP) + 1
     place = np.arange(n) / LATTICE_STEP
     matrix = np.maximum(0, 1 - np.abs(place[:, None] - np.arange(m)))

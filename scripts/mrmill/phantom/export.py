@@ -25,7 +25,8 @@ from mrmill.phantom.vendors import VENDORS, Vendor
 
 SERIES_TABLE = "series.csv"
 SERIES_COLUMNS = (
-    "path", "patient_id", "study_id", "SeriesNumber", "PatientAge", "PatientSex", "StudyDate", "modality",
+    "path", "patient_id", "study_id", "SeriesNumber", "PatientAge", "PatientSex", "StudyDate",
+    "modality",
 )  # fmt: skip
 STRAY_FILES = {
     "README.txt": b"Exported by CANARY-PACS for CANARY-HOSPITAL. Not a DICOM file.\n",

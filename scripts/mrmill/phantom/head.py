@@ -1,13 +1,15 @@
 """The anatomy of the phantom: a full head as a stack of painted tissue layers.
 
-All coordinates are millimetres in the phantom's own head space, RAS+ with the origin of MNI152. The brain
-is the tissue maps that nilearn carries; skull, scalp, face, neck and vessels are implicit surfaces around
-it, placed by hand at the landmarks of an adult head in MNI space (nasion near y = 84, z = -40).
+All coordinates are millimetres in the phantom's own head space, RAS+ with the origin of MNI152.
+The brain is the tissue maps that nilearn carries; skull, scalp, face, neck and vessels are implicit
+surfaces around it, placed by hand at the landmarks of an adult head in MNI space (nasion near
+y = 84, z = -40).
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +24,7 @@ Volume = NDArray[np.float32]
 Box = tuple[slice, slice, slice]
 
 HEAD_BOX_MM = ((-100.0, 100.0), (-130.0, 122.0), (-190.0, 104.0))
+NEAR_MM = 13.0  # over half the diagonal of the widest sampling lattice, 8 pixels of 2.2 mm
 SCALP_MM = 14.0  # brain to skin, adult vertex: CSF 3-4, skull 6-7, scalp 4-5
 
 
@@ -57,11 +60,14 @@ class Head:
     brain_minus_face : ndarray of float32
         +1 in the brain mask, -1 in the face region, 0 elsewhere. The two are more than a centimetre
         apart, so one volume can carry both through linear sampling.
+    near : ndarray of uint8
+        1 within `NEAR_MM` of the head along every axis: elsewhere there is nothing to sample.
     """
 
     affine: NDArray[np.float64]
     layers: tuple[Layer, ...]
     brain_minus_face: Volume
+    near: NDArray[np.uint8]
 
     def paint(self, intensity: Mapping[str, float]) -> Volume:
         """Volume in which every tissue has the intensity given for it; air is 0."""
@@ -94,7 +100,7 @@ class Warp:
 
     @classmethod
     def random(cls, rng: np.random.Generator, n_waves: int = 6) -> "Warp":
-        """Draw a shape: MNI152 is larger than most heads; waves of 90 to 200 mm, about 1 mm each."""
+        """Draw a shape: smaller than MNI152, as most heads are, with waves of about 1 mm."""
         direction = rng.normal(size=(n_waves, 3))
         direction /= np.linalg.norm(direction, axis=1, keepdims=True)
         wavelength_mm = rng.uniform(90, 200, size=(n_waves, 1))
@@ -129,7 +135,8 @@ def standard_head(voxel_mm: float) -> Head:
     builder = _Builder(voxel_mm)
     for step in (_scalp_and_skull, _facial_bones, _airways, _orbits, _neck, _brain, _vessels):
         step(builder)
-    return Head(builder.affine, tuple(builder.layers), _brain_minus_face(builder))
+    layers = tuple(builder.layers)
+    return Head(builder.affine, layers, _brain_minus_face(builder), _near(builder))
 
 
 class _Builder:
@@ -155,7 +162,6 @@ class _Builder:
     def _brain_maps(self) -> list[Volume]:
         """Grey, white and whole brain of the MNI152 2009a maps on the head grid."""
         from nilearn import datasets
-        from scipy.ndimage import affine_transform
 
         volumes = []
         for load in (
@@ -166,12 +172,12 @@ class _Builder:
             image = load(resolution=1)
             to_map = np.linalg.inv(image.affine) @ self.affine
             data = np.asarray(image.dataobj, dtype=np.float32)
-            volumes.append(affine_transform(data, to_map, output_shape=self.shape, order=1))
+            volumes.append(_resampled(data, np.diag(to_map)[:3], to_map[:3, 3], self.shape))
         return volumes
 
     def _distance_from_brain(self, closing_mm: float = 14.0) -> Volume:
         """Signed distance to the brain with its clefts closed; negative inside, in mm."""
-        from scipy.ndimage import affine_transform, distance_transform_edt, gaussian_filter
+        from scipy.ndimage import distance_transform_edt, gaussian_filter
 
         step = max(1, round(2.5 / self.voxel_mm))
         coarse_mm = step * self.voxel_mm
@@ -180,8 +186,8 @@ class _Builder:
         distance = distance_transform_edt(~wide, sampling=coarse_mm)
         distance -= distance_transform_edt(wide, sampling=coarse_mm)
         smooth = gaussian_filter((distance + closing_mm).astype(np.float32), 3.0 / coarse_mm)
-        to_coarse = np.diag([1 / step] * 3)
-        return affine_transform(smooth, to_coarse, output_shape=self.shape, order=1, mode="nearest")
+        wide_grid = np.pad(smooth, ((0, 1),) * 3, mode="edge")
+        return _resampled(wide_grid, np.full(3, 1 / step), np.zeros(3), self.shape)
 
     def _vault(self) -> Volume:
         """Distance to the skin over the skull, which shows no folds of the brain, in mm."""
@@ -239,10 +245,21 @@ class _Builder:
         turns = np.arange(len(path_mm))
         steps = np.linspace(0, turns[-1], 4 * turns[-1] + 1)
         path = CubicSpline(turns, path_mm)(steps).astype(np.float32)
-        for start, end in zip(path[:-1], path[1:], strict=True):
+        for start, end in pairwise(path):
             low, high = np.minimum(start, end) - radius_mm, np.maximum(start, end) + radius_mm
             box = self.box(*zip(low, high, strict=True))
             self.paint(tissue, capsule_mm(*self.axes(box), start, end, radius_mm), box)
+
+
+def _resampled(
+    data: Volume, step: NDArray[np.float64], start: NDArray[np.float64], shape: tuple[int, ...]
+) -> Volume:
+    """Values at `start + step * index` along every axis, linear between voxels, 0 outside."""
+    for axis, n in enumerate(shape):
+        place = start[axis] + step[axis] * np.arange(n)
+        weight = np.maximum(0, 1 - np.abs(place - np.arange(data.shape[axis])[:, None]))
+        data = np.moveaxis(np.tensordot(data, weight.astype(np.float32), (axis, 0)), -1, axis)
+    return np.ascontiguousarray(data)
 
 
 def _scalp_and_skull(head: _Builder) -> None:
@@ -295,14 +312,16 @@ def _orbits(head: _Builder) -> None:
     for side in (-1, 1):
         eye = np.array([32.0 * side, 62.5, -42.0])
         apex = np.array([14.0 * side, 22.0, -36.0])
-        head.tube("fat", [eye + (0, -6, 0), 0.6 * eye + 0.4 * apex], 13.0)
-        head.tube("fat", [0.6 * eye + 0.4 * apex, apex], 8.0)
+        middle = 0.6 * eye + 0.4 * apex
+        head.tube("fat", [eye + np.array((0, -6, 0)), middle], 13.0)
+        head.tube("fat", [middle, apex], 8.0)
         for lift in (9.0, -9.0):
-            head.tube("muscle", [eye + (0, -4, lift), apex + (0, 4, 0.3 * lift)], 1.8)
-        head.tube("white", [eye + (0, -11, 0), apex], 2.0)
+            origin = apex + np.array((0, 4, 0.3 * lift))
+            head.tube("muscle", [eye + np.array((0, -4, lift)), origin], 1.8)
+        head.tube("white", [eye + np.array((0, -11, 0)), apex], 2.0)
         head.ellipsoid("skin", eye, (12.6, 12.6, 12.6))
         head.ellipsoid("vitreous", eye, (11.4, 11.4, 11.4))
-        head.ellipsoid("lens", eye + (0, 7.5, 0), (4.8, 2.2, 4.8))
+        head.ellipsoid("lens", eye + np.array((0, 7.5, 0)), (4.8, 2.2, 4.8))
 
 
 def _neck(head: _Builder) -> None:
@@ -351,7 +370,8 @@ def _vessels(head: _Builder) -> None:
         vertebral = [(18, -24, -190), (18, -26, -100), (12, -38, -76), (0, -30, -54)]
         temporal = [(76, -8, -60), (78, -6, -25), (73, 8, 10), (64, -2, 45)]
         for path, radius_mm in (
-            (carotid, 2.4), (middle, 1.4), (anterior, 1.2), (posterior, 1.2), (vertebral, 1.8), (temporal, 1.0),
+            (carotid, 2.4), (middle, 1.4), (anterior, 1.2), (posterior, 1.2), (vertebral, 1.8),
+            (temporal, 1.0),
         ):  # fmt: skip
             head.tube("artery", np.multiply(path, (side, 1, 1)), radius_mm)
     head.tube("artery", [(0, -30, -54), (0, -26, -36), (0, -24, -18)], 1.7)
@@ -362,8 +382,16 @@ def _vessels(head: _Builder) -> None:
 
 
 def _brain_minus_face(head: _Builder) -> Volume:
-    """Truth: brain mask, and soft tissue and bone of the face below the brow and before the ears."""
+    """Truth: brain mask; flesh and bone of the face below the brow and before the ears."""
     solid = np.clip(0.5 - head.skin_mm / head.voxel_mm, 0, 1)
     front = (head.y > 25) & (head.z < -25) & (head.from_brain_mm > 12)
     above_jaw = head.z > -160 + 0.47 * (80 - head.y)
     return (head.brain - solid * (front & above_jaw)).astype(np.float32)
+
+
+def _near(head: _Builder) -> NDArray[np.uint8]:
+    """Box-shaped surroundings of the head."""
+    from scipy.ndimage import maximum_filter
+
+    solid = (head.skin_mm < head.voxel_mm).astype(np.uint8)
+    return maximum_filter(solid, 2 * int(np.ceil(NEAR_MM / head.voxel_mm)) + 1)

@@ -159,7 +159,8 @@ TINY = Preset(
         ),
         PlannedStudy(1, 46, "F", "ge", "21000220", _accepted(*map(coarse, (FLAIR, T1W_2D)))),
         PlannedStudy(
-            2, 62, "M", "philips", "20990305", _rejected("study_rejected", *map(coarse, (T2W, FLAIR)))
+            2, 62, "M", "philips", "20990305",
+            _rejected("study_rejected", *map(coarse, (T2W, FLAIR))),
         ),
         PlannedStudy(
             3, 9, "F", "siemens", "20991127",

@@ -5,11 +5,12 @@ from numpy.typing import ArrayLike, NDArray
 
 Volume = NDArray[np.float32]
 
-# Profile of the face at the midline without the nose, and its half width: z, front y, half width, centre y.
+# Face without the nose, at the midline: z, front y, half width, y of the widest place.
 PROFILE_MM = np.array([
     (30, 70, 66, 20), (10, 82, 68, 20), (-10, 87.5, 68, 18), (-26, 89, 67, 16), (-40, 84, 67, 14),
     (-55, 83.5, 69, 12), (-70, 85, 69, 10), (-88, 89, 65, 8), (-100, 91, 60, 6), (-112, 90, 57, 6),
-    (-122, 88, 56, 8), (-132, 86, 53, 12), (-144, 89, 46, 18), (-154, 85, 36, 26), (-166, 70, 26, 30),
+    (-122, 88, 56, 8), (-132, 86, 53, 12), (-144, 89, 46, 18), (-154, 85, 36, 26),
+    (-166, 70, 26, 30),
 ])  # fmt: skip
 # The nose along z: height above the profile, half width.
 NOSE_MM = np.array([

@@ -1,7 +1,7 @@
 """How three vendors name and describe the same acquisitions in their headers.
 
-Modelled on public sidecars of Siemens, GE and Philips scanners; a header field that a vendor leaves out is
-an empty string here.
+Modelled on public sidecars of Siemens, GE and Philips scanners; a header field that a vendor leaves
+out is an empty string here.
 """
 
 from dataclasses import dataclass, field
@@ -68,10 +68,14 @@ SIEMENS = Vendor(
     {"axi": "tra", "sag": "sag", "cor": "cor", "obl": "obl"},
     {
         "localizer": SequenceHeader("localizer", "*fl2d1", "GR", r"SP\OSP"),
-        "t1w_3d": SequenceHeader("t1_mprage_{plane}_p2_iso", "*tfl3d1_ns", r"GR\IR", r"SP\MP", "IR"),
+        "t1w_3d": SequenceHeader(
+            "t1_mprage_{plane}_p2_iso", "*tfl3d1_ns", r"GR\IR", r"SP\MP", "IR"
+        ),
         "t1w_2d": SequenceHeader("t1_se_{plane}", "*se2d1", "SE", r"SP\OSP", "SAT1"),
         "t2w": SequenceHeader("t2_tse_{plane}", "*tse2d1_15", "SE", r"SK\SP\OSP"),
-        "flair": SequenceHeader("t2_tirm_{plane}_dark-fluid", "*tir2d1_21", r"SE\IR", r"SK\SP\MP\OSP", "IR"),
+        "flair": SequenceHeader(
+            "t2_tirm_{plane}_dark-fluid", "*tir2d1_21", r"SE\IR", r"SK\SP\MP\OSP", "IR"
+        ),
         "swi": SequenceHeader("SWI_Images", "*fl3d1r", "GR", "SP", "PFP"),
         "mra": SequenceHeader("TOF_3D_multi-slab", "*fl3d1r_t70", "GR", "TOF", "SAT2"),
         "dwi": SequenceHeader("ep2d_diff_b1000", "*ep_b1000#1", "EP", r"SK\SP", r"PFP\FS"),
@@ -88,7 +92,9 @@ GE = Vendor(
     {"axi": "Ax", "sag": "Sag", "cor": "Cor", "obl": "Obl"},
     {
         "localizer": SequenceHeader("3Plane Loc SSFSE", "ssfse", "SE", "SS", "FAST_GEMS"),
-        "t1w_3d": SequenceHeader("{plane} T1 BRAVO", "BRAVO", "GR", r"SS\SP\SK", r"FAST_GEMS\EDR_GEMS\IrP"),
+        "t1w_3d": SequenceHeader(
+            "{plane} T1 BRAVO", "BRAVO", "GR", r"SS\SP\SK", r"FAST_GEMS\EDR_GEMS\IrP"
+        ),
         "t1w_2d": SequenceHeader("{plane} T1 SE", "SE", "SE", "NONE", "SAT_GEMS"),
         "t2w": SequenceHeader("{plane} T2 FSE", "FSE-XL", "SE", "SK", r"FAST_GEMS\FC"),
         "flair": SequenceHeader(

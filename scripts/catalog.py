@@ -1,0 +1,25 @@
+"""Rule catalog: hand the whole release to the library and write its manifest."""
+
+from typing import TYPE_CHECKING
+
+from mrmill.catalog import catalog_release
+from mrmill.config import Config
+from mrmill.layout import ReleaseTree, WorkTree
+from mrmill.logs import log_to
+from mrmill.provenance import facts
+from mrmill.records import write_json
+
+if TYPE_CHECKING:  # what Snakemake injects, for editors and type checkers
+    from snakemake.iocontainers import snakemake
+
+log_to(snakemake.log[0])
+settings = Config.model_validate(snakemake.config)
+manifest = catalog_release(
+    WorkTree(settings.work),
+    ReleaseTree(settings.release, settings.dataset.name),
+    snakemake.params.batches,
+    settings.spaces,
+    settings.dataset,
+    facts(settings),
+)
+write_json(settings.work / snakemake.output.manifest, manifest)

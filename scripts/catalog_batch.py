@@ -1,0 +1,26 @@
+"""Rule catalog_batch: hand one batch to the library and write its manifest."""
+
+from typing import TYPE_CHECKING
+
+from mrmill.catalog import catalog_batch
+from mrmill.config import Config
+from mrmill.curate import release_columns
+from mrmill.headers import load_columns
+from mrmill.layout import ReleaseTree, WorkTree
+from mrmill.logs import log_to
+from mrmill.records import write_json
+
+if TYPE_CHECKING:  # what Snakemake injects, for editors and type checkers
+    from snakemake.iocontainers import snakemake
+
+log_to(snakemake.log[0])
+settings = Config.model_validate(snakemake.config)
+manifest = catalog_batch(
+    WorkTree(settings.work),
+    ReleaseTree(settings.release, settings.dataset.name),
+    snakemake.wildcards.batch,
+    snakemake.params.shards,
+    settings.spaces,
+    release_columns(load_columns(settings.curate.header_columns)),
+)
+write_json(settings.work / snakemake.output.manifest, manifest)

@@ -1,0 +1,5 @@
+"""`python -m mrmill` is the `mrmill` command."""
+
+from mrmill.cli import main
+
+main()

@@ -1,0 +1,295 @@
+"""The file index of a DICOM export: Parquet parts of whole folders, only ever added to.
+
+A part holds one row per file of some folders, and in its footer these folders with a digest
+of the names, sizes and times of their files. A folder that changed gets new rows in a new
+part, which count from then on; rows of files that did not change are taken over unread.
+"""
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from itertools import chain, groupby
+from multiprocessing import get_context
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: What is read of a header, in the order of the file.
+TAGS = {
+    "SOPClassUID": 0x00080016,
+    "SOPInstanceUID": 0x00080018,
+    "StudyDate": 0x00080020,
+    "AccessionNumber": 0x00080050,
+    "Modality": 0x00080060,
+    "PatientID": 0x00100020,
+    "IssuerOfPatientID": 0x00100021,
+    "StudyInstanceUID": 0x0020000D,
+    "SeriesInstanceUID": 0x0020000E,
+    "SeriesNumber": 0x00200011,
+    "NumberOfFrames": 0x00280008,
+}
+LAST_TAG = max(TAGS.values())
+COLUMNS = ("name", "size", "mtime_ns", "status", *TAGS)
+
+#: Status of a file; all but `OK` are reasons to pass it over.
+OK, NOT_DICOM, UNREADABLE, DICOMDIR, NO_UID = "ok", "not_dicom", "unreadable", "dicomdir", "no_uid"
+
+MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
+
+#: Rows of a part; at most this many headers are read again after a crash (about half a minute).
+PART_ROWS = 50_000
+#: Files that a worker takes at a time, and tasks that wait for workers.
+TASK_FILES = 250
+TASKS_AHEAD = 64
+
+Row = tuple[Any, ...]
+
+
+def read_header(path: str) -> tuple[str | None, ...]:
+    """Tell what a file is and whose.
+
+    Returns
+    -------
+    status : str
+    *values : str or None
+        As in `TAGS`, stripped; None where absent or empty.
+    """
+    try:
+        return _parse(path)
+    except OSError:
+        return _nothing(UNREADABLE)
+
+
+def _parse(path: str) -> tuple[str | None, ...]:
+    from pydicom.filereader import read_partial
+
+    complete = False
+
+    def after_last(tag: int, vr: str | None, length: int) -> bool:
+        nonlocal complete
+        complete = tag > LAST_TAG
+        return complete
+
+    with open(path, "rb") as file:  # noqa: PTH123 (a Path costs as much as opening)
+        start = file.read(132)
+        with_preamble = start[128:] == b"DICM"
+        if not start:  # a copy that failed
+            return _nothing(UNREADABLE)
+        if not with_preamble and start[:2] not in (b"\2\0", b"\x08\0"):
+            return _nothing(NOT_DICOM)
+        file.seek(0)
+        try:
+            header = read_partial(file, after_last, force=True, specific_tags=list(TAGS.values()))
+        except Exception:  # broken files raise whatever the parser stumbles over
+            return _nothing(UNREADABLE if with_preamble else NOT_DICOM)
+    if header.file_meta.get("MediaStorageSOPClassUID") == MEDIA_DIRECTORY:
+        return _nothing(DICOMDIR)
+    values = [_text(header.get_item(tag).value) if tag in header else None for tag in TAGS.values()]
+    known = dict(zip(TAGS, values, strict=True))
+    uids = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+    if not with_preamble and not any(known[uid] for uid in uids):
+        return _nothing(NOT_DICOM)
+    if not complete or not any(values):  # every stored object has elements further on
+        return _nothing(UNREADABLE)
+    return (OK if all(known[uid] for uid in uids) else NO_UID, *values)
+
+
+def _nothing(status: str) -> tuple[str | None, ...]:
+    return (status, *[None] * len(TAGS))
+
+
+def _text(value: Any) -> str | None:
+    """Text of a raw element; bytes of unknown encoding stay different if they are."""
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            value = value.decode("latin-1")
+    return str(value or "").strip("\0 ") or None
+
+
+def stat_files(folder: str, names: Sequence[str]) -> list[Row]:
+    """Return name, size and mtime_ns of each file; -1 if it vanished or cannot be seen."""
+    rows: list[Row] = []
+    for name in names:
+        try:
+            found = os.stat(f"{folder}/{name}")  # noqa: PTH116 (called 10^8 times)
+            rows.append((name, found.st_size, found.st_mtime_ns))
+        except OSError:
+            rows.append((name, -1, -1))
+    return rows
+
+
+def read_files(folder: str, rows: Sequence[Row]) -> list[Row]:
+    """Complete the rows that have name, size and mtime_ns only; return the others as they are."""
+    return [
+        row if len(row) == len(COLUMNS) else (*row, *read_header(f"{folder}/{row[0]}"))
+        for row in rows
+    ]
+
+
+def worker_pool(workers: int) -> AbstractContextManager[Executor | None]:
+    """Start processes; None if one is enough."""
+    if workers <= 1:
+        return nullcontext()
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+
+
+def on_folders(
+    pool: Executor | None,
+    function: Callable[[str, Sequence], list[Row]],
+    folders: Iterable[tuple[str, Sequence]],
+) -> Iterator[tuple[str, list[Row]]]:
+    """Apply a function to the files of each folder, in parallel, and keep the order.
+
+    Small folders go to a worker together, large ones to several.
+    """
+    results = _in_order(pool, function, _tasks(folders))
+    for folder, pieces in groupby(chain.from_iterable(results), key=itemgetter(0)):
+        yield folder, list(chain.from_iterable(rows for _, rows in pieces))
+
+
+def _tasks(folders: Iterable[tuple[str, Sequence]]) -> Iterator[list[tuple[str, Sequence]]]:
+    task: list[tuple[str, Sequence]] = []
+    size = 0
+    for folder, items in folders:
+        for begin in range(0, len(items), TASK_FILES):
+            task.append((folder, items[begin : begin + TASK_FILES]))
+            size += len(task[-1][1])
+            if size >= TASK_FILES:
+                yield task
+                task, size = [], 0
+    if task:
+        yield task
+
+
+def _in_order(pool: Executor | None, function: Callable, tasks: Iterable[list]) -> Iterator[list]:
+    if pool is None:
+        yield from (_apply(function, task) for task in tasks)
+        return
+    running: deque = deque()
+    for task in tasks:
+        running.append(pool.submit(_apply, function, task))
+        if len(running) >= TASKS_AHEAD:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()
+
+
+def _apply(function: Callable, task: list[tuple[str, Sequence]]) -> list[tuple[str, list[Row]]]:
+    return [(folder, function(folder, items)) for folder, items in task]
+
+
+class Parts:
+    """The parts in a folder, and which of their rows count.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the parts; made if there is none.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import pyarrow.parquet as pq
+
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.folder = folder
+        self._place: dict[str, tuple[int, str]] = {}  # folder -> part it is in, digest
+        self._present: set[str] = set()
+        self._pending: dict[str, list[Row]] = {}
+        self._n_pending = 0
+        self._old: tuple[int, pa.Table | None] = (-1, None)
+        self._count = 0
+        while self._path(self._count).exists():
+            footer = pq.read_metadata(self._path(self._count)).metadata
+            for exported, digest in json.loads(footer[b"folders"]).items():
+                self._place[exported] = (self._count, digest)
+            self._count += 1
+
+    def _path(self, part: int) -> Path:
+        return self.folder / f"part-{part:05d}.parquet"
+
+    def unchanged(self, exported: str, listing: list[Row]) -> bool:
+        """Tell whether a folder of the export is known as it is; its rows then count."""
+        same = self._place.get(exported, (-1, ""))[1] == _digest(listing)
+        if same:
+            self._present.add(exported)
+        return same
+
+    def completed(self, exported: str, listing: list[Row]) -> list[Row]:
+        """Return the files of a changed folder, with full rows for those known as they are."""
+        if exported not in self._place:
+            return listing
+        import pyarrow.compute as pc
+        import pyarrow.parquet as pq
+
+        part = self._place[exported][0]
+        if self._old[0] != part:
+            self._old = (part, pq.read_table(self._path(part)))
+        rows = self._old[1].filter(pc.equal(self._old[1]["folder"], os.fsencode(exported)))
+        columns = [rows[name].to_pylist() for name in COLUMNS[1:]]
+        names = [os.fsdecode(name) for name in rows["name"].to_pylist()]
+        known = {row[:3]: row for row in zip(names, *columns, strict=True)}
+        return [known.get(row, row) for row in listing]
+
+    def add(self, exported: str, rows: list[Row]) -> None:
+        """Take the rows of a new or changed folder; they count from now on."""
+        self._pending[exported] = rows
+        self._n_pending += len(rows)
+        if self._n_pending >= PART_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was added since the last part as a part of its own."""
+        if not self._pending:
+            return
+        import pyarrow.parquet as pq
+
+        digests = {
+            exported: _digest([row[:3] for row in rows]) for exported, rows in self._pending.items()
+        }
+        table = _table(self._pending)
+        table = table.replace_schema_metadata({b"folders": json.dumps(digests).encode()})
+        scratch = self._path(self._count).with_suffix(".writing")
+        pq.write_table(table, scratch, compression="zstd", row_group_size=PART_ROWS)
+        scratch.rename(self._path(self._count))
+        self._place |= {exported: (self._count, digest) for exported, digest in digests.items()}
+        self._present |= digests.keys()
+        self._pending, self._n_pending = {}, 0
+        self._count += 1
+
+    def tables(self, columns: Sequence[str]) -> Iterator["pa.Table"]:
+        """Yield the rows that count, part by part."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+        import pyarrow.parquet as pq
+
+        folders: dict[int, list[bytes]] = {}
+        for exported in self._present:
+            folders.setdefault(self._place[exported][0], []).append(os.fsencode(exported))
+        for part in sorted(folders):
+            table = pq.read_table(self._path(part), columns=list({"folder", *columns}))
+            yield table.filter(pc.is_in(table["folder"], pa.array(folders[part])))
+
+
+def _digest(listing: list[Row]) -> str:
+    return hashlib.sha256(repr(listing).encode()).hexdigest()[:32]
+
+
+def _table(folders: dict[str, list[Row]]) -> "pa.Table":
+    """Lay rows out in columns; paths are bytes, as the file system has them."""
+    import pyarrow as pa
+
+    names = [os.fsencode(folder) for folder, rows in folders.items() for _ in rows]
+    columns = list(zip(*chain.from_iterable(folders.values()), strict=True))
+    paths = [pa.array(names), pa.array([os.fsencode(name) for name in columns[0]])]
+    numbers = [pa.array(column, pa.int64()) for column in columns[1:3]]
+    texts = [pa.array(column, pa.string()) for column in columns[3:]]
+    return pa.table([*paths, *numbers, *texts], names=["folder", *COLUMNS])

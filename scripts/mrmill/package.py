@@ -1,0 +1,130 @@
+"""The package stage: one zip per study and space, the same bytes on any day and machine."""
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mrmill import layout
+from mrmill.layout import ReleaseTree
+from mrmill.reasons import ACCEPTED, REJECTED
+from mrmill.records import Outcome
+from mrmill.shards import Study
+
+#: Why a study has no zip in a space.
+NOTHING_LEFT = {
+    "native": "no_accepted_series",
+    "coreg": "reg_failed",
+    "atlas": "center_reg_failed",
+}
+
+#: Earliest date a zip can hold.
+NO_DATE = (1980, 1, 1, 0, 0, 0)
+UNIX = 3
+PLAIN_FILE = 0o100644
+
+
+def package_study(study: Study, scratch: Path, space: str, release: ReleaseTree) -> Outcome:
+    """Write the zip of one study in one space, or take away the one that must not be there.
+
+    Parameters
+    ----------
+    scratch : Path
+        Not used: the zip grows beside its place in the release tree and is renamed there.
+    space : {'native', 'coreg', 'atlas'}
+        Native takes the accepted series of deface; the others those of register and, in coreg
+        space, unchanged copies of the center.
+
+    Returns
+    -------
+    outcome : Outcome
+        With `zip`, and one entry per packaged series; rejected when no series is accepted in
+        this space.
+    """
+    accepted = _accepted_series(study, space)
+    if not accepted:
+        remove_zip(release, space, study.batch, study.study_uid)
+        return Outcome(state=REJECTED, reason=NOTHING_LEFT[space])
+    final = release.zip(space, study.batch, study.study_uid)
+    members = {f"{study.study_uid}/{name}": path for name, path in _files(study, space, accepted)}
+    digests = write_zip(final, members)
+    with final.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return Outcome(
+        series=[
+            {"series_key": e["series_key"], "series_id": e["series_id"], "state": ACCEPTED}
+            for e in accepted
+        ],
+        zip={
+            "path": str(final.relative_to(release.repository(space))),
+            "sha256": sha256,
+            "bytes": final.stat().st_size,
+            "members": digests,
+        },
+    )
+
+
+def remove_zip(release: ReleaseTree, space: str, batch: str, study_uid: str) -> None:
+    """Take a study out of one space of the release, if it is there."""
+    release.zip(space, batch, study_uid).unlink(missing_ok=True)
+
+
+def write_zip(final: Path, members: Mapping[str, Path]) -> dict[str, str]:
+    """Write a zip that appears whole or not at all and depends on nothing but its content.
+
+    Members are sorted and stored, without dates, extra fields or comments.
+
+    Returns
+    -------
+    digests : dict
+        Member -> SHA-256 of its content.
+    """
+    digests = {}
+    final.parent.mkdir(parents=True, exist_ok=True)
+    part = final.with_name(f".{final.name}.part")
+    try:
+        with part.open("wb") as file:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+                for name in sorted(members):
+                    content = members[name].read_bytes()
+                    digests[name] = hashlib.sha256(content).hexdigest()
+                    member = zipfile.ZipInfo(name, NO_DATE)
+                    member.create_system = UNIX
+                    member.external_attr = PLAIN_FILE << 16
+                    archive.writestr(member, content)
+            os.fsync(file.fileno())
+        part.chmod(0o644)
+        part.rename(final)
+    finally:
+        part.unlink(missing_ok=True)
+    return digests
+
+
+def _accepted_series(study: Study, space: str) -> list[dict[str, Any]]:
+    if space == "native":
+        return study.upstream["deface"].outcome.accepted_series()
+    accepted = study.upstream["register"].outcome.accepted_series()
+    return [entry for entry in accepted if entry["space"] == space]
+
+
+def _files(study: Study, space: str, accepted: list[dict[str, Any]]) -> list[tuple[str, Path]]:
+    """Return (name in the study folder, file) of everything that goes into the zip."""
+    if space == "native":
+        return [(n, study.folders["deface"] / n) for e in accepted for n in e["files"].values()]
+    made = [name for entry in accepted for name in entry["files"].values()]
+    files = [(n.removeprefix(f"{space}/"), study.folders["register"] / n) for n in made]
+    return files + _center_copies(study) if space == "coreg" else files
+
+
+def _center_copies(study: Study) -> list[tuple[str, Path]]:
+    series = study.upstream["deface"].outcome.accepted_series()
+    center = next(entry for entry in series if entry["is_center_modality"])
+    uid, center_id = study.study_uid, center["series_id"]
+    names = {
+        "img": layout.coreg_center_image(uid, center_id),
+        "brain": layout.coreg_mask(uid, center_id, "brain"),
+        "defacing": layout.coreg_mask(uid, center_id, "defacing"),
+    }
+    return [(name, study.folders["deface"] / center["files"][kind]) for kind, name in names.items()]

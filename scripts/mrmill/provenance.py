@@ -1,0 +1,25 @@
+"""With what a release was made: versions and models, for the dataset card."""
+
+from importlib.metadata import version
+
+from mrmill import __version__
+from mrmill.config import Config
+
+#: Distribution behind each mask backend.
+BACKENDS = {"hdbet": "HD_BET", "deepbet": "deepbet"}
+
+
+def facts(config: Config) -> dict[str, str]:
+    """Return versions of the tools and the name and digest of the atlas; no date, no host."""
+    found = {"mrmill": __version__}
+    if config.input.kind == "dicom":
+        found["dcm2niix"] = version("dcm2niix")
+    if config.input.kind != "release":
+        found["brain mask"] = f"{config.deface.backend} {version(BACKENDS[config.deface.backend])}"
+    if {"coreg", "atlas"} & set(config.spaces):
+        from mrmill.registration import load_atlas
+
+        atlas = load_atlas(config.register_.atlas)
+        found["antspyx"] = version("antspyx")
+        found["atlas"] = f"{atlas.name}, sha256 {atlas.sha256}"
+    return found

@@ -1,0 +1,388 @@
+import os
+
+os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mrmill import layout, registration
+from mrmill.config import Register
+from mrmill.reasons import Rejected
+from mrmill.records import Outcome, Record
+from mrmill.register import check, register_study
+from mrmill.registration import (
+    Atlas,
+    AtlasError,
+    RigidTransform,
+    Scan,
+    load_atlas,
+    read_transform,
+    register,
+    resample,
+    write_transform,
+)
+from mrmill.registration_quality import measure, normalised_mutual_information
+from mrmill.shards import Study
+from mrmill.volumes import Volume, read_volume, write_volume
+
+SETTINGS = Register()
+UID = "2END5JBWVA"
+BRAIN_MM = np.array([55.0, 65.0, 50.0])
+BLOBS = np.random.default_rng(3).uniform(-1, 1, size=(40, 3)) * BRAIN_MM * 0.7
+
+
+def rigid(degrees=(0, 0, 0), shift_mm=(0, 0, 0)):
+    turn = nib.eulerangles.euler2mat(*np.radians(degrees))
+    return RigidTransform(nib.affines.from_matvec(turn, shift_mm))
+
+
+def grid(shape, spacing, degrees=(0, 0, 0), center_mm=(0, 0, 0), flip=(1, 1, 1)):
+    """An oblique affine whose field has a given middle."""
+    turn = rigid(degrees).matrix[:3, :3] @ np.diag(np.multiply(spacing, flip))
+    origin = np.array(center_mm) - turn @ ((np.array(shape) - 1) / 2)
+    return nib.affines.from_matvec(turn, origin)
+
+
+def head(points_mm):
+    """The anatomy itself: an ellipsoid of brain with blobs in it, no left-right symmetry."""
+    radius = np.linalg.norm(points_mm / BRAIN_MM, axis=-1)
+    value = np.where(radius < 1, 100.0, np.where(radius < 1.25, 40.0, 0.0))
+    for number, blob in enumerate(BLOBS):
+        distance = ((points_mm - blob) ** 2).sum(axis=-1)
+        value += (radius < 1) * (30 + number) * np.exp(-distance / 2 / 6**2)
+    return value, radius < 1
+
+
+def scan(shape, affine, pose=None, contrast=lambda value: value):
+    """Acquire the head on a grid; `pose` takes points of the standard head to this scan."""
+    indices = np.moveaxis(np.indices(shape), 0, -1)
+    points = nib.affines.apply_affine(affine, indices)
+    value, brain = head((pose or RigidTransform()).inverse()(points.reshape(-1, 3)))
+    image = contrast(value).reshape(shape).astype(np.float32)
+    return Scan(Volume(image, affine), brain.reshape(shape))
+
+
+@pytest.fixture(scope="module")
+def fixed():
+    shape = (44, 50, 40)
+    return scan(shape, grid(shape, (4, 4, 4)))
+
+
+def apart_mm(found, truth):
+    """Largest distance between two transforms at the six poles of the brain."""
+    poles = np.vstack([np.diag(BRAIN_MM), -np.diag(BRAIN_MM)])
+    return np.linalg.norm(found(poles) - truth(poles), axis=1).max()
+
+
+# The engine
+
+
+@pytest.mark.parametrize(
+    ("degrees", "shift_mm"), [((15, 0, 0), (0, 0, 30)), ((5, -8, 10), (200, 0, -10))]
+)
+def test_a_turned_and_shifted_head_of_another_contrast_is_found(fixed, degrees, shift_mm):
+    truth = rigid(degrees, shift_mm)
+    shape = (52, 40, 52)
+    affine = grid(shape, (4, 5, 4), (3, 0, 8), truth.matrix[:3, 3], flip=(-1, 1, 1))
+    moving = scan(shape, affine, truth, contrast=lambda v: 250 * np.sqrt(v) - 1.2 * v)
+    found = register(fixed.volume, moving.volume, SETTINGS)
+    assert apart_mm(found, truth) < 1
+    quality = measure(found, fixed, moving)
+    assert quality["brain_dice"] > 0.95
+    assert quality["similarity"] > quality["similarity_headers"] + 0.1
+
+
+def test_the_same_seed_gives_the_same_transform_and_leaves_no_file(fixed, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    moving = scan((30, 30, 30), grid((30, 30, 30), (6, 6, 6)), rigid((4, 0, 0), (3, 0, 0)))
+    once, twice, other = (
+        register(fixed.volume, moving.volume, SETTINGS.model_copy(update={"seed": seed})).matrix
+        for seed in (42, 42, 7)
+    )
+    np.testing.assert_array_equal(once, twice)
+    assert not np.array_equal(once, other)  # else the seed would not reach the engine
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_engine_that_gives_up_is_a_rejection(fixed):
+    empty = Volume(np.zeros((20, 20, 20), np.float32), grid((20, 20, 20), (8, 8, 8)))
+    with pytest.raises(Rejected, match="reg_failed"):
+        register(fixed.volume, empty, SETTINGS)
+
+
+def test_noise_does_not_pass_as_a_brain(fixed):
+    noise = np.random.default_rng(0).normal(100, 30, (30, 30, 30)).astype(np.float32)
+    like = scan((30, 30, 30), grid((30, 30, 30), (6, 6, 6)))
+    moving = Scan(Volume(noise, like.volume.affine), like.brain)
+    found = register(fixed.volume, moving.volume, SETTINGS)
+    with pytest.raises(Rejected, match="reg_failed"):
+        check(measure(found, fixed, moving), SETTINGS)
+
+
+# Transforms and resampling, against ANTs and SimpleITK
+
+OBLIQUE = rigid((10, -20, 30), (12.5, -7, 40))
+
+
+def test_a_transform_file_moves_points_in_simpleitk_as_the_matrix_does(tmp_path):
+    sitk = pytest.importorskip("SimpleITK")
+    write_transform(tmp_path / "M.mat", OBLIQUE)
+    points = np.random.default_rng(0).uniform(-150, 150, size=(50, 3))
+    transform, lps = sitk.ReadTransform(str(tmp_path / "M.mat")), np.array([-1, -1, 1])
+    moved = [np.array(transform.TransformPoint(point * lps)) * lps for point in points]
+    np.testing.assert_allclose(OBLIQUE(points), moved, atol=1e-3)
+
+
+def test_a_transform_file_moves_points_in_ants_as_the_matrix_does(tmp_path):
+    ants = registration.import_ants()
+    write_transform(tmp_path / "M.mat", OBLIQUE)
+    transform, lps = ants.read_transform(str(tmp_path / "M.mat")), np.array([-1, -1, 1])
+    points = np.random.default_rng(0).uniform(-150, 150, size=(50, 3))
+    moved = [np.array(transform.apply_to_point(list(point * lps))) * lps for point in points]
+    np.testing.assert_allclose(OBLIQUE(points), moved, atol=1e-3)
+
+
+def test_a_transform_file_is_read_back_and_always_the_same_bytes(tmp_path):
+    for name in ("a/M.mat", "b/M.mat"):
+        write_transform(tmp_path / name, OBLIQUE)
+    assert (tmp_path / "a/M.mat").read_bytes() == (tmp_path / "b/M.mat").read_bytes()
+    np.testing.assert_allclose(read_transform(tmp_path / "a/M.mat").matrix, OBLIQUE.matrix)
+
+
+@pytest.mark.parametrize(("order", "interpolator"), [(1, "linear"), (0, "nearestNeighbor")])
+def test_resampling_gives_what_antsapplytransforms_gives(fixed, tmp_path, order, interpolator):
+    ants = registration.import_ants()
+    shape = (40, 30, 11)
+    values = np.random.default_rng(1).uniform(50, 100, shape).astype(np.float32)
+    moving = Volume(values, grid(shape, (4, 4, 12), (5, 10, 0), (10, 0, 30), flip=(-1, 1, 1)))
+    write_transform(tmp_path / "M.mat", OBLIQUE)
+    expected = ants.apply_transforms(
+        registration._to_ants(fixed.volume),
+        registration._to_ants(moving),
+        [str(tmp_path / "M.mat")],
+        interpolator=interpolator,
+    ).numpy()
+    ours = resample(moving, fixed.volume, OBLIQUE, order)
+    # float32 transforms may decide otherwise on the very face of a voxel
+    assert (np.abs(ours - expected) > 0.01).mean() < 2e-4
+    assert 0.02 < (ours == 0).mean() < 0.95
+
+
+def test_a_mask_is_0_outside_its_field_and_keeps_its_type(fixed):
+    kept = Volume(np.ones((10, 10, 10), np.uint8), grid((10, 10, 10), (5, 5, 5)))
+    sampled = resample(kept, fixed.volume, RigidTransform(), order=0)
+    assert sampled.dtype == np.uint8
+    points = nib.affines.apply_affine(
+        fixed.volume.affine, np.moveaxis(np.indices(sampled.shape), 0, -1)
+    )
+    np.testing.assert_array_equal(sampled == 1, (np.abs(points) <= 25).all(axis=-1))
+
+
+# Measures
+
+
+def test_mutual_information_is_1_for_a_relabelling_and_0_for_noise():
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 32, size=50_000)
+    assert normalised_mutual_information(values, 100.0 - 3 * values) == pytest.approx(1)
+    assert normalised_mutual_information(values, rng.permutation(values)) < 0.01
+    assert normalised_mutual_information(values, np.zeros(50_000)) == 0
+
+
+def test_measures_of_a_known_displacement(fixed):
+    shape = fixed.volume.data.shape
+    quality = measure(rigid(shift_mm=(0, 0, 25)), fixed, fixed)
+    assert quality["rotation_degrees"] == 0
+    assert quality["translation_mm"] == pytest.approx(25)
+    assert quality["overlap"] == pytest.approx(1 - 25 / (4 * shape[2]), abs=0.01)
+    # two balls of radius 1 whose middles are 0.5 apart share (4 + d)(2 - d)^2 / 16 of one
+    assert quality["brain_dice"] == pytest.approx(4.5 * 1.5**2 / 16, abs=0.01)
+    assert measure(rigid((0, 12, 0)), fixed, fixed)["rotation_degrees"] == pytest.approx(12)
+
+
+def test_measures_of_a_field_that_is_missed(fixed):
+    quality = measure(rigid(shift_mm=(500, 0, 0)), fixed, fixed)
+    assert [quality[n] for n in ("similarity", "overlap", "brain_dice")] == [0, 0, 0]
+
+
+# The atlas
+
+
+def test_the_embedded_atlas_is_the_brain_of_mni152_at_1_mm():
+    atlas = load_atlas("embedded")
+    np.testing.assert_allclose(atlas.volume.spacing_mm, 1)
+    np.testing.assert_allclose(np.linalg.inv(atlas.volume.affine)[:3, 3], (98, 134, 72))
+    assert 1700 < atlas.brain.sum() / 1000 < 2000  # mL
+    assert len(atlas.sha256) == 64
+
+
+def template(path, inside_mm):
+    shape = (50, 50, 50)
+    affine = grid(shape, (5, 5, 5))
+    points = nib.affines.apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
+    data = (np.linalg.norm(points, axis=-1) < inside_mm).astype(np.float32)
+    write_volume(path, data, affine)
+    return path
+
+
+def test_a_template_with_a_skull_needs_its_mask_beside_it(tmp_path):
+    path = template(tmp_path / "t1.nii.gz", inside_mm=110)
+    with pytest.raises(AtlasError, match=r"t1_mask\.nii\.gz"):
+        load_atlas(path)
+    template(tmp_path / "t1_mask.nii.gz", inside_mm=75)
+    atlas = load_atlas(path)
+    assert atlas.name == "t1"
+    assert atlas.brain.sum() == (atlas.brain_only().data > 0).sum() < (atlas.volume.data > 0).sum()
+
+
+def test_an_atlas_that_is_missing_or_4d_is_refused_with_advice(tmp_path):
+    with pytest.raises(AtlasError, match="give the path of a T1w template"):
+        load_atlas(tmp_path / "none.nii.gz")
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 4, 2)), np.eye(4)), tmp_path / "4d.nii.gz")
+    with pytest.raises(AtlasError, match="give the path of a T1w template"):
+        load_atlas(tmp_path / "4d.nii.gz")
+
+
+# The stage
+
+CENTER, T2, FLAIR = "t1w-raw-axi", "t2w-raw-sag", "flair-raw-cor"
+POSES = {CENTER: rigid((8, 0, 0), (0, 10, 0)), T2: rigid((0, 9, 0)), FLAIR: rigid((0, 0, 9))}
+WRONG = rigid((0, 0, 0), (0, 0, 70))
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A study after defacing: center, T2w and FLAIR, each in its own pose and on its own grid."""
+    folder, series = tmp_path / "deface", []
+    for number, (series_id, pose) in enumerate(POSES.items()):
+        shape = (40 + number, 44, 40)
+        acquired = scan(shape, grid(shape, (4, 4, 4)), pose)
+        kinds = ("brain", "defacing")
+        files = {kind: layout.native_mask(UID, series_id, kind) for kind in kinds}
+        files["img"] = layout.native_image(UID, series_id)
+        affine = acquired.volume.affine
+        write_volume(folder / files["img"], acquired.volume.data, affine)
+        write_volume(folder / files["brain"], acquired.brain.astype(np.uint8), affine)
+        write_volume(folder / files["defacing"], np.ones(shape, np.uint8), affine)
+        entry = {"series_key": f"KEY{number}", "series_id": series_id, "files": files}
+        center = {"is_center_modality": series_id == CENTER}
+        series.append({**entry, **center, "state": "accepted", "reason": ""})
+    record = Record(UID, "key", Outcome(series=series))
+    return Study(UID, "P", "batch00", upstream={"deface": record}, folders={"deface": folder})
+
+
+@pytest.fixture
+def atlas(fixed):
+    return Atlas(fixed.volume, fixed.brain, "test", "0" * 64)
+
+
+@pytest.fixture
+def engine(monkeypatch, atlas, study):
+    """An engine that knows the truth, and can be made to be wrong about a series."""
+    poses = dict(POSES)
+
+    def whose(volume):
+        for entry in study.upstream["deface"].outcome.series:
+            image = read_volume(study.folders["deface"] / entry["files"]["img"])
+            if image.data.shape == volume.data.shape:
+                return poses[entry["series_id"]]
+        return RigidTransform()
+
+    def find(fixed, moving, _):
+        return whose(fixed).inverse().then(whose(moving))
+
+    monkeypatch.setitem(registration.ENGINES, "ants", find)
+    return poses
+
+
+def states(outcome):
+    return {(e["series_id"], e["space"]): (e["state"], e["reason"]) for e in outcome.series}
+
+
+GOOD = ("accepted", "")
+
+
+def test_every_series_comes_to_lie_on_the_center_and_on_the_atlas(study, atlas, engine, tmp_path):
+    outcome = register_study(study, tmp_path / "register", SETTINGS, atlas)
+    assert set(states(outcome).values()) == {GOOD}
+    folder, moving = tmp_path / "register", (T2, FLAIR)
+    written = {p.relative_to(folder).as_posix() for p in folder.rglob("*.*")}
+    assert written == {name for entry in outcome.series for name in entry["files"].values()}
+    assert written == {
+        *(f"coreg/{layout.coreg_image(UID, s)}" for s in moving),
+        *(f"coreg/{layout.coreg_transform(s)}" for s in moving),
+        *(f"atlas/{layout.atlas_image(UID, s)}" for s in (CENTER, *moving)),
+        *(f"atlas/{layout.atlas_mask(UID, CENTER, kind)}" for kind in ("brain", "defacing")),
+        f"atlas/{layout.atlas_transform(CENTER)}",
+    }
+    for series_id in POSES:
+        image = read_volume(folder / "atlas" / layout.atlas_image(UID, series_id))
+        assert image.data.dtype == np.float32
+        np.testing.assert_allclose(image.affine, atlas.volume.affine, atol=1e-4)
+        seen = np.corrcoef(image.data[atlas.brain], atlas.volume.data[atlas.brain])[0, 1]
+        assert seen > 0.9
+    mask = read_volume(folder / "atlas" / layout.atlas_mask(UID, CENTER, "brain"))
+    assert mask.data.dtype == np.uint8
+    assert 2 * (mask.data & atlas.brain).sum() / (mask.data.sum() + atlas.brain.sum()) > 0.95
+
+
+def test_a_series_goes_to_the_atlas_from_its_own_grid_at_once(study, atlas, engine, tmp_path):
+    register_study(study, tmp_path / "register", SETTINGS, atlas)
+    own = read_volume(study.folders["deface"] / layout.native_image(UID, T2))
+    to_atlas = [
+        read_transform(tmp_path / "register/atlas" / layout.atlas_transform(CENTER)),
+        read_transform(tmp_path / "register/coreg" / layout.coreg_transform(T2)),
+    ]
+    composed = RigidTransform(to_atlas[1].matrix @ to_atlas[0].matrix)
+    written = read_volume(tmp_path / "register/atlas" / layout.atlas_image(UID, T2))
+    expected = resample(own, Volume(written.data, atlas.volume.affine), composed)
+    np.testing.assert_allclose(written.data, expected, atol=0.01)
+
+
+def test_a_series_that_does_not_fit_stays_out_of_both_spaces(study, atlas, engine, tmp_path):
+    engine[T2] = WRONG
+    outcome = register_study(study, tmp_path / "register", SETTINGS, atlas)
+    failed = {(T2, space): ("rejected", "reg_failed") for space in ("coreg", "atlas")}
+    assert outcome.state == "accepted"
+    assert states(outcome) == dict.fromkeys(states(outcome), GOOD) | failed
+    assert not list(tmp_path.rglob(f"*_coreg_{T2}*"))
+
+
+def test_a_center_that_does_not_fit_the_atlas_keeps_its_study_out_of_it(
+    study, atlas, engine, tmp_path, monkeypatch
+):
+    find = registration.ENGINES["ants"]
+    shape = atlas.volume.data.shape
+
+    def lost(fixed, moving, settings):
+        found = find(fixed, moving, settings)
+        return found.then(WRONG) if fixed.data.shape == shape else found
+
+    monkeypatch.setitem(registration.ENGINES, "ants", lost)
+    found = states(register_study(study, tmp_path / "register", SETTINGS, atlas))
+    assert {found[s, "coreg"] for s in POSES} == {GOOD}
+    assert {found[s, "atlas"] for s in POSES} == {("rejected", "center_reg_failed")}
+    assert not list(tmp_path.rglob("*_atlas_*"))
+
+
+def test_a_broken_file_fails_its_series_alone(study, atlas, engine, tmp_path):
+    (study.folders["deface"] / layout.native_mask(UID, FLAIR, "brain")).unlink()
+    found = states(register_study(study, tmp_path / "register", SETTINGS, atlas))
+    assert {found[FLAIR, "coreg"][0], found[FLAIR, "atlas"][0]} <= {"failed", "rejected"}
+    assert {found[s, space] for s in (CENTER, T2) for space in ("coreg", "atlas")} == {GOOD}
+
+
+def test_without_the_atlas_space_there_is_no_work_for_it(study, engine, tmp_path):
+    outcome = register_study(study, tmp_path / "register", SETTINGS, None, spaces=("coreg",))
+    assert {entry["space"] for entry in outcome.series} == {"coreg"}
+    assert not (tmp_path / "register/atlas").exists()
+
+
+def test_registering_a_study_twice_gives_the_same_bytes(study, atlas, engine, tmp_path):
+    outcomes = [register_study(study, tmp_path / n, SETTINGS, atlas) for n in ("a", "b")]
+    assert outcomes[0] == outcomes[1]
+    files = [p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.*")]
+    assert files
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()

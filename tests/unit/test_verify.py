@@ -1,0 +1,335 @@
+import csv
+import gzip
+import shutil
+import subprocess
+import zipfile
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mrmill import layout
+from mrmill.layout import ReleaseTree
+from mrmill.ledger import COLUMNS
+from mrmill.package import write_zip
+from mrmill.verify import ReleaseError, verify_release, write_checksums
+from mrmill.volumes import write_volume
+
+UID, OTHER, CENTER, T2 = "2END5JBWVA", "3KQ7AAAAAA", "t1w-raw-axi", "t2w-raw-sag"
+STUDIES = {UID: ("batch00", (CENTER, T2)), OTHER: ("batch01", (CENTER,))}
+SHAPE = (6, 5, 4)
+AFFINE = nib.affines.from_matvec(
+    nib.eulerangles.euler2mat(0.1, -0.2, 0.3) @ np.diag([-1.0, 2.0, 5.0]), [30, -20, 10]
+)
+ATLAS = np.diag([2.0, 2, 2, 1])
+
+
+def image(dtype, mask=None):
+    data = np.arange(1, 121).reshape(SHAPE).astype(dtype)
+    return data if mask is None else data * mask
+
+
+def masks():
+    defacing = np.ones(SHAPE, np.uint8)
+    defacing[:2, 3:] = 0
+    brain = np.zeros(SHAPE, np.uint8)
+    brain[2:5, 1:3, 1:3] = 1
+    return {"brain": brain, "defacing": defacing}
+
+
+def table(path, columns, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([columns, *rows])
+
+
+def write_study(release, uid, batch, series, scratch):
+    """Write the three zips of a study; `scratch` gets their members."""
+    kept = masks()["defacing"]
+    members = {space: {} for space in layout.SPACES}
+
+    def add(space, name, data=None, affine=AFFINE):
+        path = scratch / uid / space / name
+        members[space][f"{uid}/{name}"] = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"matrix") if data is None else write_volume(path, data, affine)
+
+    for series_id in series:
+        add("native", layout.native_image(uid, series_id), image(np.uint16, kept))
+        for kind, mask in masks().items():
+            add("native", layout.native_mask(uid, series_id, kind), mask)
+        add("atlas", layout.atlas_image(uid, series_id), image(np.float32), ATLAS)
+        if series_id != CENTER:
+            add("coreg", layout.coreg_image(uid, series_id), image(np.float32))
+            add("coreg", layout.coreg_transform(series_id))
+    add("coreg", layout.coreg_center_image(uid, CENTER), image(np.uint16, kept))
+    add("atlas", layout.atlas_transform(CENTER))
+    for kind, mask in masks().items():
+        add("coreg", layout.coreg_mask(uid, CENTER, kind), mask)
+        add("atlas", layout.atlas_mask(uid, CENTER, kind), mask, ATLAS)
+    for space, files in members.items():
+        write_zip(release.zip(space, batch, uid), files)
+
+
+def sign(release):
+    for space in layout.SPACES:
+        write_checksums(release.repository(space), {})
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A release with nothing wrong."""
+    folder = tmp_path_factory.mktemp("sound")
+    release = ReleaseTree(folder / "release", "TINY")
+    ledger = [["batch00", OTHER, "K9", "", "curate", "rejected", "localizer", *[""] * 5]]
+    for uid, (batch, series) in STUDIES.items():
+        write_study(release, uid, batch, series, folder / "members")
+        columns = ("patient_uid", "study_uid", "series_id", "is_center_modality", "TR_ms")
+        rows = [["P1", uid, s, s == CENTER, 8.5] for s in series]
+        table(release.metadata(batch), columns, rows)
+        for s in series:
+            ledger.append([batch, uid, f"K{s}", s, "deface", "accepted", *[""] * 3, *["yes"] * 3])
+    splits = [["batch00", "P1", uid, "train"] for uid in STUDIES]
+    table(release.splits, ("batch_id", "patient_uid", "study_uid", "split"), splits)
+    table(release.ledger, COLUMNS, ledger)
+    sign(release)
+    return release
+
+
+@pytest.fixture
+def release(sound, tmp_path):
+    shutil.copytree(sound.root, tmp_path / "release")
+    return ReleaseTree(tmp_path / "release", "TINY")
+
+
+def codes(release, **options):
+    return {problem.code for problem in verify_release(release.root, **options)}
+
+
+def rezip(release, space, change):
+    """Change the members of the first study's zip: `change` gets name -> bytes."""
+    path = release.zip(space, "batch00", UID)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    change(members)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    sign(release)
+
+
+def replace_image(release, space, member, data, affine=AFFINE, alter=lambda image: None):
+    def change(members):
+        changed = nib.Nifti1Image(data, affine)
+        changed.set_qform(affine, code=1)
+        changed.set_sform(affine, code=1)
+        alter(changed)
+        members[f"{UID}/{member}"] = gzip.compress(changed.to_bytes())
+
+    rezip(release, space, change)
+
+
+def edit(release, path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    sign(release)
+
+
+def test_a_sound_release_has_no_problem(sound):
+    assert verify_release(sound.root) == []
+
+
+def test_sha256sum_agrees_with_the_checksums(sound):
+    for space in layout.SPACES:
+        command = ["sha256sum", "--strict", "-c", "SHA256SUMS"]
+        done = subprocess.run(command, cwd=sound.repository(space), capture_output=True, text=True)
+        assert done.returncode == 0
+        files = [p for p in sound.repository(space).rglob("*") if p.is_file()]
+        assert len(done.stdout.splitlines()) == len(files) - 1
+
+
+def test_a_known_digest_is_not_computed_again(release):
+    name = f"mri/batch00/{UID}.zip"
+    path = write_checksums(release.repository("native"), {name: "f" * 64})
+    assert f"{'f' * 64}  {name}\n" in path.read_text()
+    assert codes(release) == {"checksum"}
+
+
+@pytest.mark.parametrize("absent", [("coreg",), ("native",), ("native", "atlas")])
+def test_a_repository_that_was_not_fetched_is_no_problem(release, absent):
+    for space in absent:
+        shutil.rmtree(release.repository(space))
+    assert verify_release(release.root) == []
+
+
+def test_a_flipped_bit_a_lost_file_and_a_stray_one_are_told_apart(release):
+    path = release.zip("coreg", "batch00", UID)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    release.zip("atlas", "batch01", OTHER).unlink()
+    (release.repository("native") / "notes.txt").write_text("x")
+    problems = verify_release(release.root, fast=True)
+    assert {(p.code, p.where) for p in problems} >= {
+        ("checksum", f"TINY-coreg/mri/batch00/{UID}_coreg.zip"),
+        ("file_missing", f"TINY-atlas/mri/batch01/{OTHER}_atlas.zip"),
+        ("file_unlisted", "TINY/notes.txt"),
+    }
+
+
+def test_a_lost_member_and_an_orphan_row_are_both_named(release):
+    member = f"{UID}/{layout.native_image(UID, T2)}"
+    rezip(release, "native", lambda members: members.pop(member))
+    with release.metadata("batch01").open("a") as file:
+        file.write(f"P1,{OTHER},swi-raw-axi,False,1\r\n")
+    sign(release)
+    problems = verify_release(release.root)
+    named = {(p.code, p.where) for p in problems}
+    assert ("member_missing", f"TINY/mri/batch00/{UID}.zip:{member}") in named
+    assert ("image_missing", f"TINY/mri/batch01/{OTHER}.zip") in named
+
+
+@pytest.mark.parametrize(
+    ("table_of", "old", "new", "code"),
+    [
+        (lambda r: r.splits, "train", "dev", "split_unknown"),
+        (lambda r: r.splits, "train", "test", "patient_split"),
+        (lambda r: r.splits, f"P1,{UID}", f"P2,{UID}", "patient_differs"),
+        (lambda r: r.splits, UID, OTHER, "split_count"),
+        (lambda r: r.metadata("batch00"), "True", "False", "center_count"),
+        (lambda r: r.metadata("batch00"), T2, CENTER, "row_twice"),
+        (lambda r: r.metadata("batch00"), T2, "t2w-raw-axi", "row_missing"),
+        (lambda r: r.metadata("batch00"), "series_id", "series", "column_missing"),
+        (lambda r: r.metadata("batch01"), OTHER, "4AAAAAAAAA", "zip_missing"),
+        (lambda r: r.ledger, "localizer", "", "reason_missing"),
+        (lambda r: r.ledger, "rejected", "lost", "state_unknown"),
+        (lambda r: r.ledger, "yes,yes,yes", "yes,reg_failed,yes", "coreg_differs"),
+    ],
+)
+def test_tables_that_contradict_each_other_are_found(release, table_of, old, new, code):
+    edit(release, table_of(release), old, new)
+    assert code in codes(release, fast=True)
+
+
+def test_a_zip_of_another_center_or_without_a_native_study_is_found(release):
+    rows = release.metadata("batch00")
+    edit(release, rows, f"{CENTER},True", f"{CENTER},False")
+    edit(release, rows, f"{T2},False", f"{T2},True")
+    shutil.move(
+        release.zip("atlas", "batch01", OTHER), release.zip("atlas", "batch00", "4AAAAAAAAA")
+    )
+    sign(release)
+    assert {"center_differs", "member_name", "atlas_differs"} <= codes(release, fast=True)
+
+
+@pytest.mark.parametrize(
+    ("space", "name", "code"),
+    [
+        ("native", "img/secret_name.nii.gz", "member_name"),
+        ("coreg", layout.coreg_transform("swi-raw-axi"), "member_unexpected"),
+        ("coreg", layout.coreg_center_image(UID, "t1w-raw-sag"), "center_count"),
+        ("atlas", layout.atlas_mask(UID, T2, "brain"), "member_unexpected"),
+    ],
+)
+def test_a_member_that_does_not_belong_is_found(release, space, name, code):
+    rezip(release, space, lambda members: members.update({f"{UID}/{name}": b""}))
+    assert code in codes(release, fast=True)
+
+
+NATIVE = layout.native_image(UID, T2)
+DEFACING = layout.native_mask(UID, T2, "defacing")
+KEPT = masks()["defacing"]
+
+
+def unset_sform(image):
+    image.set_sform(image.affine, code=0)
+
+
+def shift_sform(image):
+    image.set_sform(nib.affines.from_matvec(AFFINE[:3, :3], AFFINE[:3, 3] + 0.5), code=1)
+
+
+@pytest.mark.parametrize(
+    ("space", "member", "data", "affine", "alter", "code"),
+    [
+        ("native", NATIVE, image("int16", KEPT), AFFINE, None, "dtype"),
+        ("native", NATIVE, image("float32"), AFFINE, None, "not_defaced"),
+        ("native", NATIVE, image("uint16", KEPT), AFFINE, unset_sform, "form_codes"),
+        ("native", NATIVE, image("uint16", KEPT), AFFINE, shift_sform, "forms_differ"),
+        ("native", DEFACING, KEPT * 2, AFFINE, None, "mask_values"),
+        ("native", DEFACING, KEPT, ATLAS, None, "grid"),
+        ("native", DEFACING, KEPT[:-1], AFFINE, None, "grid"),
+        ("coreg", layout.coreg_image(UID, T2), image("float32"), ATLAS, None, "grid"),
+        ("coreg", layout.coreg_image(UID, T2), image("uint16"), AFFINE, None, "dtype"),
+        (
+            "coreg",
+            layout.coreg_center_image(UID, CENTER),
+            image("uint16"),
+            AFFINE,
+            None,
+            "not_defaced",
+        ),
+        ("atlas", layout.atlas_image(UID, T2), image("float32"), AFFINE, None, "grid"),
+        ("atlas", layout.atlas_mask(UID, CENTER, "brain"), KEPT * 3, ATLAS, None, "mask_values"),
+    ],
+)
+def test_a_volume_that_breaks_the_guide_is_found(release, space, member, data, affine, alter, code):
+    replace_image(release, space, member, data, affine, alter or (lambda image: None))
+    problems = verify_release(release.root)
+    assert code in {p.code for p in problems if p.where.endswith(member)}
+    assert codes(release, fast=True) == set()
+
+
+def test_a_volume_with_a_slope_is_found(release):
+    def scale(members):
+        content = bytearray(gzip.decompress(members[f"{UID}/{NATIVE}"]))
+        content[112:116] = np.float32(2).tobytes()  # scl_slope in a NIfTI-1 header
+        members[f"{UID}/{NATIVE}"] = gzip.compress(content)
+
+    rezip(release, "native", scale)
+    assert codes(release) == {"scaled"}
+
+
+def test_an_image_cut_short_is_found_and_the_others_are_still_read(release):
+    def cut(members):
+        members[f"{UID}/{NATIVE}"] = members[f"{UID}/{NATIVE}"][:-30]
+
+    rezip(release, "native", cut)
+    replace_image(release, "coreg", layout.coreg_image(UID, T2), image("uint16"))
+    assert codes(release) == {"unreadable", "dtype"}
+
+
+def test_a_geometry_that_itk_reads_otherwise_is_found(release):
+    pytest.importorskip("SimpleITK")
+
+    def shear(image):
+        sheared = AFFINE.copy()
+        sheared[:3, 0] += 0.02 * AFFINE[:3, 1]
+        image.set_sform(sheared, code=1)
+
+    replace_image(release, "native", NATIVE, image("uint16", KEPT), alter=shear)
+    assert {"itk_geometry", "itk_unreadable"} & codes(release)
+
+
+def test_a_zip_that_is_no_zip_is_found(release):
+    release.zip("native", "batch00", UID).write_bytes(b"x")
+    assert {"bad_zip", "zip_missing"} <= codes(release)
+
+
+def test_the_problems_come_in_one_order(release):
+    edit(release, release.splits, "train", "dev")
+    shutil.rmtree(release.repository("atlas") / "mri" / "batch00")
+    found = verify_release(release.root)
+    assert found == sorted(found) == verify_release(release.root)
+    assert len(found) > 1
+
+
+def test_a_folder_without_or_with_several_releases_is_an_error_with_advice(release, tmp_path):
+    with pytest.raises(ReleaseError, match="give the folder"):
+        verify_release(tmp_path / "nowhere")
+    shutil.copytree(release.repository("native"), release.root / "ELSE")
+    with pytest.raises(ReleaseError, match="ELSE, TINY"):
+        verify_release(release.root)
+    assert verify_release(release.root, name="TINY") == []

@@ -1,0 +1,225 @@
+"""The real workflow on a tiny phantom export: what comes out, and what happens on the way."""
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import environment, mrmill, project
+
+HERE = Path(__file__).parent
+EXPECTED = HERE / "expected_files.txt"
+
+
+def release_files(folder):
+    """Digest of every file of a release, by its path."""
+    root = folder / "release"
+    files = sorted(p for p in root.rglob("*") if p.is_file())
+    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def listing(folder):
+    """Every file of a release, and every member of its zips."""
+    for name in release_files(folder):
+        yield name
+        if name.endswith(".zip"):
+            with zipfile.ZipFile(folder / "release" / name) as archive:
+                yield from (f"{name}/{member}" for member in archive.namelist())
+
+
+def rows(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_release_holds_the_expected_files(finished):
+    found = sorted(listing(finished))
+    if "MRMILL_WRITE_EXPECTED" in os.environ:
+        EXPECTED.write_text("\n".join(found) + "\n")
+    assert found == EXPECTED.read_text().split()
+
+
+def test_the_release_verifies(finished):
+    result = mrmill("verify", finished / "release")
+    assert result.returncode == 0, result.stdout
+    assert "verified" in result.stdout
+
+
+def test_every_series_the_phantom_made_ends_as_it_should(finished, tiny_export):
+    """The truth beside the export says what has to become of each series."""
+    truths = [
+        json.loads(p.read_text()) for p in tiny_export.with_name("export-truth").rglob("*.json")
+    ]
+    expected = sorted(t["expected"] for t in truths)
+    ledger = rows(finished / "release/TINY/ledger.csv")
+    found = sorted(r["state"] if r["state"] == "accepted" else r["reason"] for r in ledger)
+    assert found == expected
+
+
+def test_the_summary_tells_what_became_of_everything(finished):
+    output = (finished / "output.txt").read_text()
+    for word in ("seen", "accepted", "rejected", "failed", "release", "deface", "register"):
+        assert word in output
+
+
+def canaries(data):
+    """Where a canary of the phantom's headers stands in some bytes."""
+    return b"CANARY" in data.upper()
+
+
+def released_bytes(folder):
+    """Yield every file of the release, every zip member, and what is inside their gzip."""
+    for name in release_files(folder):
+        data = (folder / "release" / name).read_bytes()
+        yield name, name.encode() + data
+        if name.endswith(".zip"):
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                assert archive.comment == b""
+                for info in archive.infolist():
+                    member = archive.read(info)
+                    yield f"{name}/{info.filename}", info.comment + info.extra + member
+                    if info.filename.endswith(".gz"):
+                        yield f"{name}/{info.filename}", gzip.decompress(member)
+
+
+def test_no_canary_of_the_export_is_in_the_release(finished, tiny_export):
+    planted = [p for p in tiny_export.rglob("*.dcm") if canaries(p.read_bytes())]
+    assert planted, "the export must hold canaries for this test to mean anything"
+    assert [name for name, data in released_bytes(finished) if canaries(data)] == []
+
+
+def test_no_uid_or_date_of_the_export_is_in_the_release(finished, tiny_export):
+    import pydicom
+
+    secrets = set()
+    for path in tiny_export.rglob("*.dcm"):
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+        secrets |= {header.StudyInstanceUID, header.SeriesInstanceUID, header.PatientID}
+        secrets |= {header.AccessionNumber, str(header.PatientName)}
+        secrets |= {
+            dashed for d in (header.StudyDate, header.PatientBirthDate) for dashed in dates(d)
+        }
+    for name, data in released_bytes(finished):
+        assert not [s for s in secrets if s.encode() in data], name
+
+
+def dates(dicom_date):
+    return {dicom_date, f"{dicom_date[:4]}-{dicom_date[4:6]}-{dicom_date[6:]}"}
+
+
+def test_a_second_run_does_nothing(finished):
+    before = release_files(finished)
+    times = {p: p.stat().st_mtime_ns for p in (finished / "work").rglob("*.json")}
+    result = mrmill("run", "-c", finished / "config.yaml", "--cores", 2)
+    assert result.returncode == 0
+    assert "Nothing to be done" in result.stdout + result.stderr
+    assert release_files(finished) == before
+    assert {p: p.stat().st_mtime_ns for p in (finished / "work").rglob("*.json")} == times
+
+
+def test_killed_in_the_middle_it_resumes_to_the_same_bytes(finished, tiny_export, tmp_path):
+    config = project(tmp_path, input={"path": str(tiny_export)})
+    command = [sys.executable, "-m", "mrmill", "run", "-c", str(config), "--cores", "2"]
+    run = subprocess.Popen(
+        command,
+        env=environment(),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for(lambda: recorded(tmp_path, "deface"), run)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    assert not (tmp_path / "release/TINY/splits.csv").exists()
+    kept = recorded(tmp_path, "convert")
+    result = mrmill("run", "-c", config, "--cores", 2)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert release_files(tmp_path) == release_files(finished)
+    assert set(kept) <= set(recorded(tmp_path, "convert")), "finished studies are not done again"
+
+
+def wait_for(condition, process, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the run ended too early"
+        assert time.monotonic() < deadline, "the run takes too long"
+        time.sleep(0.1)
+
+
+def recorded(folder, stage):
+    """Lines of finished studies in the journals of a stage."""
+    lines = []
+    for path in (folder / "work").glob(f"batch*/{stage}/*.jsonl"):
+        lines += [line for line in path.read_text().splitlines() if '"event": "record"' in line]
+    return lines
+
+
+def test_the_plain_two_steps_give_the_same_release(finished, tiny_export, tmp_path):
+    config = project(tmp_path, input={"path": str(tiny_export)}, spaces=["native"])
+    assert mrmill("plan", "-c", config).returncode == 0
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", str(config)]
+    result = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, cwd=HERE.parents[1]
+    )
+    assert result.returncode == 0, result.stderr
+    zips = {n: d for n, d in release_files(tmp_path).items() if n.endswith(".zip")}
+    assert zips == {n: d for n, d in release_files(finished).items() if n.startswith("TINY/mri/")}
+
+
+def test_a_changed_threshold_redoes_its_stage_and_what_follows(finished, tmp_path):
+    """A higher age limit rejects studies; conversion is left alone."""
+    import shutil
+
+    for name in ("work", "release"):
+        shutil.copytree(finished / name, tmp_path / name)
+    export = json.loads((finished / "work/plan/shards.json").read_text())
+    assert export
+    config_text = (finished / "config.yaml").read_text()
+    config = project(tmp_path)
+    config.write_text(config_text + "curate: {age_min_years: 150}\n")
+    before = recorded(tmp_path, "convert")
+    result = mrmill("run", "-c", config, "--cores", 2)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert recorded(tmp_path, "convert") == before
+    assert {r["state"] for r in rows(tmp_path / "release/TINY/ledger.csv")} == {"rejected"}
+    assert not list((tmp_path / "release").rglob("*.zip"))
+    assert mrmill("verify", tmp_path / "release").returncode == 0
+
+
+def test_a_native_release_is_registered_elsewhere_to_the_same_zips(finished, tmp_path):
+    native = finished / "release" / "TINY"
+    config = project(
+        tmp_path, input={"kind": "release", "path": str(native)}, spaces=["coreg", "atlas"]
+    )
+    result = mrmill("run", "-c", config, "--cores", 2)
+    assert result.returncode == 0, result.stdout + result.stderr
+    ours, theirs = release_files(tmp_path), release_files(finished)
+    zips = {n for n in theirs if n.endswith(".zip") and not n.startswith("TINY/")}
+    assert zips
+    assert {n: ours.get(n) for n in zips} == {n: theirs[n] for n in zips}
+
+
+@pytest.mark.parametrize("kind", ["nifti"])
+def test_nifti_with_sidecars_and_a_series_table_goes_the_same_way(tmp_path, kind):
+    assert (
+        mrmill("phantom", tmp_path / "export", "--preset", "tiny", "--kind", kind).returncode == 0
+    )
+    config = project(
+        tmp_path,
+        input={"kind": kind, "path": "export", "series_table": "export/series.csv"},
+        spaces=["native"],
+    )
+    result = mrmill("run", "-c", config, "--cores", 2)
+    assert result.returncode == 0, result.stdout + result.stderr
+    ledger = rows(tmp_path / "release/TINY/ledger.csv")
+    assert {r["state"] for r in ledger} == {"accepted", "rejected"}
+    assert mrmill("verify", tmp_path / "release").returncode == 0

@@ -1,0 +1,142 @@
+"""Bad input: each gets a message that says what to do, and an exit code other than 0."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, environment, mrmill, project
+
+from mrmill.lease import Lease
+
+
+def refused(*arguments):
+    """Call the command; return its message, which is no traceback."""
+    result = mrmill(*arguments)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    return " ".join(result.stderr.split())
+
+
+def test_an_empty_export(tmp_path):
+    (tmp_path / "export").mkdir()
+    assert "no " in refused("run", "-c", project(tmp_path))
+
+
+def test_a_folder_without_dicom(tmp_path):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "notes.txt").write_text("nothing here")
+    assert "DICOM" in refused("run", "-c", project(tmp_path))
+
+
+def test_a_missing_export(tmp_path):
+    assert "input.path" in refused("run", "-c", project(tmp_path))
+
+
+def test_unreadable_files_are_counted_and_the_plan_goes_on(tmp_path, tiny_export):
+    (tmp_path / "export").mkdir()
+    for path in sorted(tiny_export.rglob("*.dcm"))[:3]:
+        (tmp_path / "export" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "export" / "short.dcm").write_bytes(bytes(128) + b"DICM" + b"\x02\x00\x10")
+    result = mrmill("plan", "-c", project(tmp_path))
+    assert result.returncode == 0
+    assert "unreadable" in result.stdout
+
+
+def test_a_missing_config_file(tmp_path):
+    assert "config file" in refused("run", "-c", tmp_path / "none.yaml")
+
+
+def test_an_unknown_key_names_the_nearest(tmp_path):
+    message = refused("run", "-c", project(tmp_path, defase={"device": "cpu"}))
+    assert "defase: unknown key; did you mean `deface`?" in message
+
+
+def test_a_wrong_value_says_what_is_accepted(tmp_path):
+    message = refused("run", "-c", project(tmp_path, max_failed_fraction=3))
+    assert "max_failed_fraction: Input should be less than or equal to 1 (found 3)" in message
+
+
+def test_a_missing_atlas(tmp_path, tiny_export):
+    config = project(tmp_path, input={"path": str(tiny_export)}, register={"atlas": "mni.nii"})
+    message = refused("run", "-c", config)
+    assert "mni.nii" in message
+    assert "register.atlas" in message
+
+
+def test_missing_weights(tmp_path):
+    message = refused("run", "-c", project(tmp_path, deface={"backend": "hdbet"}))
+    assert "deface.weights" in message
+
+
+def test_a_missing_key_says_how_to_make_one(tmp_path, tiny_export):
+    config = project(tmp_path, input={"path": str(tiny_export)})
+    (tmp_path / "pseudonym.key").unlink()
+    assert "mrmill plan --new-key" in refused("run", "-c", config)
+
+
+def test_a_key_that_others_can_read(tmp_path, tiny_export):
+    config = project(tmp_path, input={"path": str(tiny_export)})
+    (tmp_path / "pseudonym.key").chmod(0o644)
+    assert "pseudonym.key" in refused("run", "-c", config)
+
+
+def test_a_second_run_while_one_is_going(tmp_path, tiny_export):
+    config = project(tmp_path, input={"path": str(tiny_export)})
+    (tmp_path / "work").mkdir(mode=0o700)
+    with Lease(tmp_path / "work" / "run.lease"):
+        assert f"process {os.getpid()}" in refused("run", "-c", config)
+
+
+def test_snakemake_without_a_plan_says_what_to_do(tmp_path, tiny_export):
+    config = project(tmp_path, input={"path": str(tiny_export)})
+    result = snakemake("--configfile", str(config), "--cores", "1")
+    assert result.returncode != 0
+    assert "mrmill plan" in result.stderr
+
+
+def test_snakemake_without_a_config_says_what_to_do():
+    result = snakemake("--cores", "1")
+    assert result.returncode != 0
+    assert "--configfile" in result.stderr
+
+
+def snakemake(*arguments):
+    command = [sys.executable, "-m", "snakemake", *arguments]
+    return subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True)
+
+
+def test_no_room_on_the_disk(tmp_path, monkeypatch):
+    import shutil
+    from collections import namedtuple
+
+    from mrmill.check import check
+    from mrmill.config import load_config
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 0))
+    (tmp_path / "export").mkdir()
+    findings = check(load_config(project(tmp_path)))
+    problems = [f for f in findings if f.level == "problem"]
+    assert {"make room" in f.advice for f in problems} == {True}
+    assert len(problems) == 2
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "locked").mkdir(mode=0o500)
+    config = project(tmp_path, release="locked/release")
+    assert "cannot be written" in mrmill("check", "-c", config).stdout
+
+
+def test_check_passes_on_a_good_project(tmp_path, tiny_export):
+    result = mrmill("check", "-c", project(tmp_path, input={"path": str(tiny_export)}))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "problem" not in result.stdout
+
+
+def test_messages_do_not_name_the_export_in_a_release(finished: Path, tiny_export):
+    for path in (finished / "release").rglob("*.csv"):
+        assert str(tiny_export) not in path.read_text()
