@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
 from mrmill import workflow_files as files
+from mrmill.config import digest_of
 from mrmill.layout import BENCHMARK, LOG, MANIFEST
 from mrmill.stages import catalog_params, stage_params
 
@@ -26,6 +27,12 @@ def packages(space):
 def planned_studies(wildcards):
     """Digest of the files behind a shard: new ones redo the shard, nothing else does."""
     return PLAN[wildcards.batch][wildcards.shard]["digest"]
+
+
+def decisions_digest():
+    """Digest of the table of decisions: a changed one redoes the studies it speaks of."""
+    table = SETTINGS.deface.decisions
+    return digest_of(table) if table else None
 
 
 def threads_for(rule):

@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING
 
 from mrmill.catalog import catalog_batch
 from mrmill.config import Config
-from mrmill.curate import release_columns
-from mrmill.headers import load_columns
+from mrmill.headers import load_columns, release_columns
 from mrmill.layout import ReleaseTree, WorkTree
 from mrmill.logs import log_to
 from mrmill.records import write_json
@@ -21,6 +20,6 @@ manifest = catalog_batch(
     snakemake.wildcards.batch,
     snakemake.params.shards,
     settings.spaces,
-    release_columns(load_columns(settings.curate.header_columns)),
+    release_columns(load_columns(settings.convert.header_columns)),
 )
 write_json(settings.work / snakemake.output.manifest, manifest)

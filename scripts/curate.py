@@ -17,6 +17,6 @@ log_to(snakemake.log[0])
 settings, job = shard_job(
     snakemake.config, "curate", snakemake.wildcards, snakemake.params.stage, snakemake.threads
 )
-curate = settings.curate
-rules, columns = load_rules(curate.classification), load_columns(curate.header_columns)
-process_shard(job, partial(curate_study, settings=curate, rules=rules, columns=columns))
+rules = load_rules(settings.curate.classification)
+columns = load_columns(settings.convert.header_columns)
+process_shard(job, partial(curate_study, settings=settings.curate, rules=rules, columns=columns))

@@ -17,4 +17,5 @@ settings, job = shard_job(
     snakemake.config, "register", snakemake.wildcards, snakemake.params.stage, snakemake.threads
 )
 register = settings.register_
-process_shard(job, partial(register_study, settings=register, atlas=load_atlas(register.atlas)))
+atlas = load_atlas(register) if "atlas" in settings.spaces else None
+process_shard(job, partial(register_study, settings=register, atlas=atlas))

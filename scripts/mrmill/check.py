@@ -100,10 +100,10 @@ def _atlas(config: Config) -> Iterator[Finding]:
     from mrmill.registration import AtlasError, load_atlas
 
     try:
-        atlas = load_atlas(config.register_.atlas)
+        atlas = load_atlas(config.register_)
         yield Finding("ok", f"atlas {atlas.name}, sha256 {atlas.sha256[:12]}")
     except AtlasError as error:
-        yield Finding("problem", str(error), "mend register.atlas, or set it to `embedded`")
+        yield Finding("problem", str(error), "`embedded` needs no file")
 
 
 def _key(config: Config) -> Iterator[Finding]:

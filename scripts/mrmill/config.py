@@ -122,8 +122,13 @@ class Plan(Block):
 class Convert(Block):
     """DICOM to NIfTI."""
 
-    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"timeout_s"})
+    # of the table only what is read matters here; what is released is curate's affair
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"timeout_s", "header_columns"})
 
+    header_columns: ConfigPath = Field(
+        ROOT / "config" / "header_columns.yaml",
+        description="table of header values: where each is read, and which may be released",
+    )
     timeout_s: float = Field(600, gt=0, description="longest time for one series, in s")
 
 
@@ -132,10 +137,6 @@ class Curate(Block):
 
     classification: ConfigPath = Field(
         ROOT / "config" / "classification.yaml", description="table of classification rules"
-    )
-    header_columns: ConfigPath = Field(
-        ROOT / "config" / "header_columns.yaml",
-        description="table of the columns of the metadata CSV and where each comes from",
     )
     age_min_years: float = Field(13, ge=0, description="youngest patient, in years (MR-RATE)")
     modalities: tuple[Literal["T1w", "T2w", "FLAIR", "SWI", "MRA"], ...] = Field(
@@ -180,7 +181,8 @@ class MaskQuality(Block):
 class Deface(Block):
     """Brain masks and removal of the face."""
 
-    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"device"})
+    # decisions are part of the key of their own study alone
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"device", "decisions"})
 
     backend: Literal["hdbet", "deepbet"] = Field(
         "hdbet", description="brain mask: HD-BET v2, or deepbet (any CPU, weights in its wheel)"
@@ -208,6 +210,9 @@ class Register(Block):
         "embedded",
         description="MNI152 T1w template: `embedded` (2009a symmetric, 1 mm, brain only) or the "
         "path of ICBM 2009c Nonlinear Symmetric",
+    )
+    atlas_mask: ConfigPath | None = Field(
+        None, description="brain mask on the template's grid, for a template with a skull"
     )
     sampling_fraction: float = Field(
         0.2, gt=0, le=1, description="share of voxels the metric looks at (antspyx default)"

@@ -9,7 +9,7 @@ Where that rule does not single one out, none does.
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -78,8 +78,8 @@ def convert_series(series: dict[str, Any], scratch: Path, settings: Convert) -> 
     entry: Entry = {"series_key": series["series_key"], "source": series["series_key"]}
     with guarded(entry):
         if series["kind"] == "dicom":
-            return _from_dicom(series, entry, scratch, settings.timeout_s)
-        _from_nifti(series, entry, scratch)
+            return _from_dicom(series, entry, scratch, settings)
+        _from_nifti(series, entry, scratch, settings)
     return [entry]
 
 
@@ -88,12 +88,13 @@ def _not_touched(series: dict[str, Any], reason: str) -> Entry:
     return {"series_key": key, "source": key, "state": REJECTED, "reason": reason}
 
 
-def _from_nifti(series: dict[str, Any], entry: Entry, scratch: Path) -> None:
+def _from_nifti(series: dict[str, Any], entry: Entry, scratch: Path, settings: Convert) -> None:
     """Rewrite a NIfTI image without anything but voxels and geometry."""
-    from mrmill.headers import sidecar_header
+    from mrmill.headers import load_columns, sidecar_header
 
+    columns = load_columns(settings.header_columns)
     sidecar, warnings = _sidecar(Path(series["sidecar"])) if series.get("sidecar") else ({}, [])
-    entry.update(warnings=warnings, header=sidecar_header(sidecar, series["table"]))
+    entry.update(warnings=warnings, header=sidecar_header(sidecar, series["table"], columns))
     (name,) = series["files"]
     volume = read_volume(Path(series["folder"], name))
     entry["n_slices"] = volume.data.shape[2]
@@ -110,23 +111,34 @@ def _sidecar(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _from_dicom(
-    series: dict[str, Any], entry: Entry, scratch: Path, timeout_s: float
+    series: dict[str, Any], entry: Entry, scratch: Path, settings: Convert
 ) -> list[Entry]:
     """Run dcm2niix on a series and return an entry for every image it made."""
+    from mrmill.headers import dicom_header, load_columns, with_series_table
+
+    columns = load_columns(settings.header_columns)
+
+    def header_of(path: Path) -> dict[str, Any]:
+        return with_series_table(dicom_header(path, columns), series["table"], columns)
+
     files = [Path(series["folder"], name) for name in sorted(series["files"])]
     entry["n_sop"] = series["n_sop"]
     with TemporaryDirectory(dir=scratch, prefix=".dcm2niix-") as folder:
-        conversion = run_dcm2niix(files, Path(folder), timeout_s)
+        conversion = run_dcm2niix(files, Path(folder), settings.timeout_s)
         entry.update(conversion.facts)
         log.info("series %s: %s", entry["series_key"], conversion.facts)
         if not conversion.outputs:
             raise Rejected("not_converted", f"exit code {entry['exit_code']}", "an image")
         instances = [read_instance(file) for file in files]
-        return _entries(conversion.outputs, instances, entry, scratch)
+        return _entries(conversion.outputs, instances, entry, scratch, header_of)
 
 
 def _entries(
-    outputs: list[Output], instances: list[Instance], common: Entry, scratch: Path
+    outputs: list[Output],
+    instances: list[Instance],
+    common: Entry,
+    scratch: Path,
+    header_of: Callable[[Path], dict[str, Any]],
 ) -> list[Entry]:
     """Account for every output of a series; write those that go on.
 
@@ -134,9 +146,9 @@ def _entries(
     ----------
     common : dict
         What holds for the series as a whole.
+    header_of : callable
+        Reads the header record from a file of the series.
     """
-    from mrmill.headers import dicom_header
-
     kept = going_on(outputs)
     n_found = sum(output.n_instances for output in outputs if not output.is_copy)
     n_expected = common["n_sop"] + sum(len(instance.planes) - 1 for instance in instances)
@@ -153,7 +165,7 @@ def _entries(
             volume = read_volume(output.path)
             if not output.is_mosaic:
                 check_stack(volume, output.slice_axis, instances)
-            entry["header"] = dicom_header(output.first_of(instances).path)
+            entry["header"] = header_of(output.first_of(instances).path)
             _write(volume, entry, scratch)
     return entries
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mrmill.config import Deface
+from mrmill.config import ConfigError, Deface
 from mrmill.layout import native_image, native_mask
 from mrmill.masks import Masker
 from mrmill.masks.quality import largest_component, measure_mask, outside_limits
@@ -22,12 +22,16 @@ if TYPE_CHECKING:
 
 ADMIT, REJECT = "admit", "reject"
 
+Decisions = dict[str, dict[str, str]]
+
 #: A voxel brighter than this share of the brain's median is head, not air: noise and ghosts in
 #: air stay below it, and skin, fat and muscle lie above it in all five sequence types.
 HEAD_LEVEL = 0.2
 
 
-def deface_study(study: Study, scratch: Path, settings: Deface, masker: Masker) -> Outcome:
+def deface_study(
+    study: Study, scratch: Path, settings: Deface, masker: Masker, decisions: Decisions
+) -> Outcome:
     """Mask and deface every series that curate accepted, and settle which one is the center.
 
     Parameters
@@ -37,9 +41,11 @@ def deface_study(study: Study, scratch: Path, settings: Deface, masker: Masker) 
     scratch : Path
         Gets `img/` and `seg/` with three files per series, named as in the release.
     settings : Deface
-        Buffer, limits of the masks, decisions of a person.
+        Buffer and limits of the masks.
     masker : Masker
         The loaded network.
+    decisions : dict
+        What a person decided (`read_decisions`).
 
     Returns
     -------
@@ -47,12 +53,12 @@ def deface_study(study: Study, scratch: Path, settings: Deface, masker: Masker) 
         One entry per series: the one of curate with `files`, `quality`, `plane` and `backend`.
         Files of a series in state `needs_review` are there too, for the person who looks.
     """
-    decisions = read_decisions(settings.decisions, study.study_uid)
+    decided = decisions.get(study.study_uid, {})
     entries = []
     for curated in study.upstream["curate"].outcome.accepted_series():
         with guarded(dict(curated)) as entry:
             source = study.folders["convert"] / entry["file"]
-            decision = decisions.get(entry["series_id"])
+            decision = decided.get(entry["series_id"])
             deface_series(entry, source, scratch, study.study_uid, settings, masker, decision)
         entries.append(entry)
     if settle_center(entries):
@@ -174,20 +180,21 @@ def _series_order(entry: dict[str, Any]) -> tuple[float, str]:
     return math.inf if number is None else float(number), entry["series_id"]
 
 
-def read_decisions(table: Path | None, study_uid: str) -> dict[str, str]:
-    """Return what a person decided about the series of one study: series_id -> decision.
+def read_decisions(table: Path | None) -> Decisions:
+    """Return what a person decided: study_uid -> series_id -> `admit` or `reject`.
 
     Raises
     ------
-    ValueError
-        For a decision that is neither `admit` nor `reject`.
+    ConfigError
+        For a decision that is neither.
     """
+    decisions: Decisions = {}
     if table is None:
-        return {}
+        return decisions
     with table.open(newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv.DictReader(file) if row["study_uid"] == study_uid]
-    decisions = {row["series_id"]: row["decision"].strip().lower() for row in rows}
-    unknown = set(decisions.values()) - {ADMIT, REJECT}
-    if unknown:
-        raise ValueError(f"{table.name}: decision must be {ADMIT} or {REJECT}")
+        for row in csv.DictReader(file):
+            decision = row["decision"].strip().lower()
+            if decision not in (ADMIT, REJECT):
+                raise ConfigError(f"{table.name}: decision must be {ADMIT} or {REJECT}")
+            decisions.setdefault(row["study_uid"], {})[row["series_id"]] = decision
     return decisions

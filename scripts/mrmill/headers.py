@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from mrmill.errors import UserError
 from mrmill.reasons import Rejected
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ TEXTS = ("text", "codes", "tokens")
 SEPARATORS = {"codes": re.compile(r"[\\/_,\s]+"), "tokens": re.compile(r"[\\/]+")}
 
 
-class ColumnsError(ValueError):
+class ColumnsError(UserError):
     """The table of columns cannot be used as it is."""
 
 
@@ -162,6 +163,12 @@ def load_columns(path: Path = TABLE) -> Columns:
 def release_columns(columns: Columns) -> list[str]:
     """Return the columns of the metadata CSV in their order."""
     return [column.name for column in columns if column.release]
+
+
+def read_sources(columns: Columns) -> dict[str, Any]:
+    """Return what a header record depends on: the columns that are read, and from where."""
+    shown = {"name", "type", "dicom", "private", "bids", "bids_scale", "table"}
+    return {c.name: c.model_dump(include=shown) for c in columns if _is_read(c)}
 
 
 def dicom_header(path: Path, columns: Columns | None = None) -> dict[str, Any]:

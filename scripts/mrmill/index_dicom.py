@@ -219,11 +219,11 @@ class DicomIndex(Index):
 
 def _series_entry(files: list[File]) -> dict[str, Any]:
     """Return what the plan says about a series; paths are relative to its folder."""
-    folders = {file.folder for file in files}
-    base = os.path.commonpath(folders)
-    if len(folders) == 1:
+    base = files[0].folder
+    if all(file.folder == base for file in files):
         names = [os.fsdecode(file.name) for file in files]
     else:
+        base = os.path.commonpath([file.folder for file in files])
         paths = (os.path.join(file.folder, file.name) for file in files)  # noqa: PTH118 (bytes)
         names = [os.fsdecode(os.path.relpath(path, base)) for path in paths]
     stamps = "".join(

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from itertools import chain, groupby
 from multiprocessing import get_context
 from operator import itemgetter
@@ -35,7 +36,6 @@ TAGS = {
     "SeriesNumber": 0x00200011,
     "NumberOfFrames": 0x00280008,
 }
-LAST_TAG = max(TAGS.values())
 COLUMNS = ("name", "size", "mtime_ns", "status", *TAGS)
 
 #: Status of a file; all but `OK` are reasons to pass it over.
@@ -60,21 +60,20 @@ def read_header(path: str) -> tuple[str | None, ...]:
     status : str
     *values : str or None
         As in `TAGS`, stripped; None where absent or empty.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be opened, which says nothing about what it is.
     """
-    try:
-        return _parse(path)
-    except OSError:
-        return _nothing(UNREADABLE)
-
-
-def _parse(path: str) -> tuple[str | None, ...]:
     from pydicom.filereader import read_partial
 
+    tags = _tags()
     complete = False
 
     def after_last(tag: int, vr: str | None, length: int) -> bool:
         nonlocal complete
-        complete = tag > LAST_TAG
+        complete = tag > tags[-1]
         return complete
 
     with open(path, "rb") as file:  # noqa: PTH123 (a Path costs as much as opening)
@@ -86,12 +85,12 @@ def _parse(path: str) -> tuple[str | None, ...]:
             return _nothing(NOT_DICOM)
         file.seek(0)
         try:
-            header = read_partial(file, after_last, force=True, specific_tags=list(TAGS.values()))
+            header = read_partial(file, after_last, force=True, specific_tags=tags)
         except Exception:  # broken files raise whatever the parser stumbles over
             return _nothing(UNREADABLE if with_preamble else NOT_DICOM)
     if header.file_meta.get("MediaStorageSOPClassUID") == MEDIA_DIRECTORY:
         return _nothing(DICOMDIR)
-    values = [_text(header.get_item(tag).value) if tag in header else None for tag in TAGS.values()]
+    values = [_text(header.get_item(tag).value) if tag in header else None for tag in tags]
     known = dict(zip(TAGS, values, strict=True))
     uids = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
     if not with_preamble and not any(known[uid] for uid in uids):
@@ -99,6 +98,14 @@ def _parse(path: str) -> tuple[str | None, ...]:
     if not complete or not any(values):  # every stored object has elements further on
         return _nothing(UNREADABLE)
     return (OK if all(known[uid] for uid in uids) else NO_UID, *values)
+
+
+@cache
+def _tags() -> list[Any]:
+    """Return the tags in pydicom's own type, which spares it a conversion per comparison."""
+    from pydicom.tag import Tag
+
+    return [Tag(tag) for tag in TAGS.values()]
 
 
 def _nothing(status: str) -> tuple[str | None, ...]:
@@ -129,10 +136,14 @@ def stat_files(folder: str, names: Sequence[str]) -> list[Row]:
 
 def read_files(folder: str, rows: Sequence[Row]) -> list[Row]:
     """Complete the rows that have name, size and mtime_ns only; return the others as they are."""
-    return [
-        row if len(row) == len(COLUMNS) else (*row, *read_header(f"{folder}/{row[0]}"))
-        for row in rows
-    ]
+    return [row if len(row) == len(COLUMNS) else _read(folder, row) for row in rows]
+
+
+def _read(folder: str, row: Row) -> Row:
+    try:
+        return (*row, *read_header(f"{folder}/{row[0]}"))
+    except OSError:  # no size is the same as this: the file is tried again next time
+        return (row[0], -1, -1, *_nothing(UNREADABLE))
 
 
 def worker_pool(workers: int) -> AbstractContextManager[Executor | None]:
@@ -258,7 +269,10 @@ class Parts:
         table = _table(self._pending)
         table = table.replace_schema_metadata({b"folders": json.dumps(digests).encode()})
         scratch = self._path(self._count).with_suffix(".writing")
-        pq.write_table(table, scratch, compression="zstd", row_group_size=PART_ROWS)
+        with scratch.open("wb") as file:
+            pq.write_table(table, file, compression="zstd", row_group_size=PART_ROWS)
+            file.flush()
+            os.fsync(file.fileno())
         scratch.rename(self._path(self._count))
         self._place |= {exported: (self._count, digest) for exported, digest in digests.items()}
         self._present |= digests.keys()

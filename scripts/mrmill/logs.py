@@ -15,6 +15,7 @@ def log_to(path: str | Path) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(filename=path, filemode="w", level=logging.INFO, format=FORMAT, force=True)
     logging.captureWarnings(True)
+    logging.getLogger("pydicom").setLevel(logging.ERROR)  # its warnings quote header values
 
     def log_uncaught(kind, error, trace) -> None:
         logging.getLogger("mrmill").critical("the job ends", exc_info=(kind, error, trace))

@@ -19,7 +19,7 @@ def facts(config: Config) -> dict[str, str]:
     if {"coreg", "atlas"} & set(config.spaces):
         from mrmill.registration import load_atlas
 
-        atlas = load_atlas(config.register_.atlas)
+        atlas = load_atlas(config.register_)
         found["antspyx"] = version("antspyx")
         found["atlas"] = f"{atlas.name}, sha256 {atlas.sha256}"
     return found

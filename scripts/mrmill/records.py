@@ -74,7 +74,7 @@ class Record:
     @property
     def content(self) -> str:
         """Digest of what was decided and written, which is all that a later stage depends on."""
-        return digest({"outcome": asdict(self.outcome), "files": self.files})
+        return digest({"outcome": vars(self.outcome), "files": self.files})
 
     def to_line(self) -> dict[str, Any]:
         """Return the journal line."""

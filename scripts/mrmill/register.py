@@ -1,6 +1,5 @@
 """The register stage: moving series to the study's center, and all series to the atlas."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +35,6 @@ def register_study(
     scratch: Path,
     settings: "Register",
     atlas: Atlas | None,
-    spaces: Collection[str] = ("coreg", "atlas"),
 ) -> Outcome:
     """Register one study's defaced series; a failure stays with its series and space.
 
@@ -46,10 +44,7 @@ def register_study(
         Gets `coreg/...` and `atlas/...`, below them the members of the two study folders. The
         center's own copies in coreg space are not made here.
     atlas : Atlas or None
-        None only where `spaces` leaves the atlas out.
-    spaces : collection of str
-        Without "atlas" its work is left out. Co-registration is always done: the way of a
-        moving series to the atlas leads through the center.
+        None leaves atlas space out.
 
     Returns
     -------
@@ -65,7 +60,7 @@ def register_study(
         study.folders["deface"],
         scratch,
         settings,
-        atlas if "atlas" in spaces else None,
+        atlas,
         center,
         _read(study.folders["deface"], center),
     )

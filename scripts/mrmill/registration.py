@@ -244,27 +244,27 @@ def resample(
     return sampled
 
 
-def load_atlas(setting: str | Path) -> Atlas:
+def load_atlas(settings: "Register") -> Atlas:
     """Read the template and find its brain.
 
     Parameters
     ----------
-    setting : str or Path
-        `embedded`, or the path of a T1w template. A template with a skull needs its brain mask
-        beside it, named as ICBM does: `<template>_mask.nii` or `.nii.gz`; a template of the
-        brain alone is its own mask.
+    settings : Register
+        `atlas` is `embedded` or the path of a T1w template. A template with a skull needs
+        `atlas_mask`; one of the brain alone is its own mask.
 
     Raises
     ------
     AtlasError
-        When the file is missing, is no 3D image or shows a head without a mask beside it.
+        When the file is missing, is no 3D image or shows a head and has no mask.
     """
-    path = _embedded() if setting == "embedded" else Path(setting)
+    embedded = settings.atlas == "embedded"
+    path = _embedded() if embedded else Path(settings.atlas)
     volume = _template(path)
     return Atlas(
         volume,
-        _template_brain(path, volume),
-        name=EMBEDDED_NAME if setting == "embedded" else _stem(path),
+        _template_brain(volume, settings.atlas_mask),
+        name=EMBEDDED_NAME if embedded else path.name.removesuffix(".gz").removesuffix(".nii"),
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
     )
 
@@ -294,23 +294,17 @@ def _template(path: Path) -> Volume:
         ) from rejected
 
 
-def _template_brain(path: Path, volume: Volume) -> "NDArray[np.bool_]":
-    for tail in (".nii", ".nii.gz"):
-        beside = path.with_name(f"{_stem(path)}_mask{tail}")
-        if beside.is_file():
-            mask = _template(beside)
-            if mask.data.shape != volume.data.shape or not np.allclose(mask.affine, volume.affine):
-                raise AtlasError(f"register.atlas: {beside} is not on the grid of {path.name}")
-            return mask.data > 0
+def _template_brain(volume: Volume, mask_path: Path | None) -> "NDArray[np.bool_]":
+    if mask_path:
+        mask = _template(mask_path)
+        if mask.data.shape != volume.data.shape or not np.allclose(mask.affine, volume.affine):
+            raise AtlasError("register.atlas_mask is not on the grid of register.atlas")
+        return mask.data > 0
     brain = volume.data > 0
     volume_ml = brain.sum() * np.prod(volume.spacing_mm) / 1000
     if not 0 < volume_ml <= MAX_BRAIN_ML:
         raise AtlasError(
-            f"register.atlas: {path} has {volume_ml:.0f} mL above zero, so it is not a brain "
-            f"alone\n  put its brain mask beside it as {_stem(path)}_mask.nii.gz"
+            f"register.atlas has {volume_ml:.0f} mL above zero, so it is not a brain alone\n"
+            "  give its brain mask as register.atlas_mask"
         )
     return brain
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".nii")

@@ -16,7 +16,7 @@ import shutil
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -82,6 +82,8 @@ class ShardJob:
         settings (`mrmill.stages.stage_params`).
     needs : tuple of str
         Stages whose accepted studies and files this one reads; none for the first stage.
+    per_study : dict
+        study_uid -> what the result depends on for that study alone.
     workers : int
         Processes; with 1 the stage function runs in this process.
     max_failed_fraction : float
@@ -95,6 +97,7 @@ class ShardJob:
     stage: str
     params: dict[str, Any]
     needs: tuple[str, ...] = ()
+    per_study: Mapping[str, Any] = field(default_factory=dict)
     workers: int = 1
     max_failed_fraction: float = 0.1
 
@@ -133,6 +136,7 @@ class ShardJob:
                 "stage": self.stage,
                 "params": self.params,
                 "plan": planned,
+                "own": self.per_study.get(study.study_uid),
                 "inputs": {stage: record.content for stage, record in study.upstream.items()},
             }
         )

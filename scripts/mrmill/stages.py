@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mrmill.config import Config, digest_of
+from mrmill.headers import load_columns, read_sources
 from mrmill.layout import ReleaseTree, WorkTree
+from mrmill.records import digest
 from mrmill.shards import ShardJob
 
 
@@ -53,14 +55,21 @@ def stage_params(config: Config, stage: str) -> dict[str, Any]:
         "register": config.register_,
     }
     settings = blocks[stage].key_settings() if stage in blocks else {}
-    if stage.startswith("package-"):
-        settings = {"name": config.dataset.name}
+    if stage == "convert":
+        columns = load_columns(config.convert.header_columns)
+        settings["header_columns"] = digest(read_sources(columns))
+    elif stage == "curate":
+        settings["header_columns"] = digest_of(config.convert.header_columns)
+    elif stage == "register":
+        settings["atlas_space"] = "atlas" in config.spaces
+    elif stage.startswith("package-"):
+        settings["name"] = config.dataset.name
     return {"version": STAGES[stage].version, "settings": settings}
 
 
 def catalog_params(config: Config) -> dict[str, Any]:
     """Return what the tables of a release depend on besides the shards' records."""
-    columns = digest_of(config.curate.header_columns)
+    columns = digest_of(config.convert.header_columns)
     dataset = config.dataset.key_settings()
     return {"version": 1, "dataset": dataset, "spaces": config.spaces, "columns": columns}
 

@@ -4,8 +4,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mrmill.config import Deface
-from mrmill.deface import deface_study
+from mrmill.config import ConfigError, Deface
+from mrmill.deface import deface_study, read_decisions
 from mrmill.records import Outcome, Record
 from mrmill.shards import Study
 from mrmill.volumes import write_volume
@@ -85,8 +85,9 @@ def run(make_study, tmp_path):
     """Deface a study: (series), answers of the masker, decisions -> outcome."""
 
     def deface(series, answers, decisions=()):
-        settings = Deface(backend="deepbet", device="cpu", decisions=table(decisions))
-        return deface_study(make_study(*series), tmp_path / "out", settings, FakeMasker(*answers))
+        settings, masker = Deface(backend="deepbet", device="cpu"), FakeMasker(*answers)
+        decided = read_decisions(table(decisions))
+        return deface_study(make_study(*series), tmp_path / "out", settings, masker, decided)
 
     def table(decisions):
         if not decisions:
@@ -193,7 +194,7 @@ def test_a_person_admits_a_bad_mask_and_rejects_a_good_one(run):
 
 
 def test_an_unknown_decision_is_an_error(run):
-    with pytest.raises(ValueError, match="admit or reject"):
+    with pytest.raises(ConfigError, match="admit or reject"):
         run([(image(0), "T1w")], [BRAIN], [f"{UID},t1w-raw-axi-0,maybe"])
 
 

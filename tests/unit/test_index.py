@@ -97,7 +97,7 @@ def test_names_that_are_no_utf8_survive(export, tmp_path):
     assert Path(series["folder"], series["files"][0]).is_file()
 
 
-def test_the_newline_and_the_bytes_of_a_patient_id_are_kept_apart(export, tmp_path):
+def test_patient_ids_in_bytes_of_unknown_encoding_stay_apart(export, tmp_path):
     for study, raw in (("1.1", b"P\xfd"), ("1.2", b"P\xfe")):
         path = write_dicom(export / study, study, f"{study}.1", f"{study}.1.1", patient="P#")
         path.write_bytes(path.read_bytes().replace(b"P#", raw))
@@ -278,6 +278,23 @@ def test_a_killed_index_goes_on_where_it_was(export, tmp_path, reads, monkeypatc
     reads.clear()
     assert entries_of(index(export, tmp_path)) == expected
     assert len(reads) == 6  # the four files of the first part are known
+
+
+def test_a_file_that_could_not_be_opened_is_tried_again(export, tmp_path, monkeypatch):
+    write_study(export / "a", "1.1", "P1", n_series=1)
+    read = index_parts.read_header
+
+    def disk_trouble(path):
+        if path.endswith("2.dcm"):
+            raise OSError(5, "Input/output error")
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index_parts, "read_header", disk_trouble)
+        found = index(export, tmp_path)
+    assert (skipped(found), found.studies()[0].n_files) == ([("2.dcm", "unreadable")], 2)
+    found = index(export, tmp_path)
+    assert (skipped(found), found.studies()[0].n_files, found.read) == ([], 3, 1)
 
 
 def test_processes_give_the_same_parts_as_one(export, tmp_path, monkeypatch):

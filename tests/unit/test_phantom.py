@@ -12,6 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 import yaml
+
 from mrmill.phantom import (
     CONTRASTS,
     Acquisition,
@@ -32,18 +33,18 @@ CONFIG = Path(__file__).parents[2] / "config"
 SAME_SHAPE = Warp(np.ones(3), np.zeros((1, 3)), np.zeros((1, 3)), np.zeros(1))
 POSE = rigid((5, -4, 7), (6, -9, 3))
 IDENTITY = Identity(
-    "CANARYID0001", "CANARY^NAME-0001", "20540101", "F", 45, stable_uid("study"), stable_uid("frame"),
-    "20990114", "090117", "CANARYACC0001", "CANARYSTUDY001",
+    "CANARYID0001", "CANARY^NAME-0001", "20540101", "F", 45, stable_uid("study"),
+    stable_uid("frame"), "20990114", "090117", "CANARYACC0001", "CANARYSTUDY001",
 )  # fmt: skip
 LABEL = SeriesLabel(stable_uid("series"), 4, "092017")
-MINI = Preset(4.0, TINY.studies[:2])
+MINI = Preset(5.0, tuple(replace(study, series=study.series[:1]) for study in TINY.studies[:2]))
 
 
-def scan(acquisition, voxel_mm=4.0, pose=POSE):
+def scan(acquisition, voxel_mm=4.0, noise=14.0):
     head = standard_head(voxel_mm)
     painted = head.paint(CONTRASTS[acquisition.modality])
     rng = np.random.default_rng(1)
-    return acquire(head, painted, SAME_SHAPE, acquisition, pose, pose, rng)
+    return acquire(head, painted, SAME_SHAPE, acquisition, POSE, POSE, rng, noise=noise)
 
 
 def converted(folder, out):
@@ -73,20 +74,21 @@ def mini_exports(tmp_path_factory):
     return root, records
 
 
-@pytest.mark.parametrize("vendor", VENDORS)
 @pytest.mark.parametrize(
-    "acquisition",
+    ("vendor", "acquisition"),
     [
-        coarse(T1W_3D),
-        coarse(T2W),
-        replace(coarse(T2W), plane="sag", columns=96),
-        replace(coarse(T2W), plane="cor", rows=110),
-        replace(coarse(T2W), tilt_deg=(-38.0, 6.0, 0.0)),
-        Acquisition("SWI", "swi", "axi", 60, 70, 20, 3.0, 8.0, 20, 28, 15, volumetric=True),
+        ("siemens", replace(coarse(T1W_3D), slices=40)),
+        ("ge", replace(coarse(T1W_3D), rows=90, slices=40)),
+        ("philips", replace(coarse(T1W_3D), columns=90, slices=40)),
+        ("siemens", coarse(T2W)),
+        ("ge", replace(coarse(T2W), plane="sag", columns=96)),
+        ("philips", replace(coarse(T2W), plane="cor", rows=110)),
+        ("siemens", replace(coarse(T2W), tilt_deg=(-38.0, 6.0, 0.0))),
+        ("ge", Acquisition("SWI", "swi", "axi", 60, 70, 20, 3, 8, 20, 28, 15, volumetric=True)),
     ],
-    ids=["3D", "axial", "sagittal", "coronal", "oblique", "slab"],
+    ids=["3D", "3D-wide", "3D-tall", "axial", "sagittal", "coronal", "oblique", "slab"],
 )
-def test_dcm2niix_makes_one_volume_that_lies_where_the_truth_says(acquisition, vendor, tmp_path):
+def test_dcm2niix_makes_one_volume_that_lies_where_the_truth_says(vendor, acquisition, tmp_path):
     truth = scan(acquisition)
     write_series(tmp_path / "in", [(acquisition, truth)], VENDORS[vendor], IDENTITY, LABEL)
     (image,) = [nib.as_closest_canonical(im) for im in converted(tmp_path / "in", tmp_path / "out")]
@@ -108,11 +110,11 @@ def test_the_pose_says_where_the_eyes_are():
 def test_a_thick_slice_averages_over_its_thickness():
     thick = replace(coarse(T2W), slices=21, thickness_mm=9.0)
     thin = replace(thick, slices=189, thickness_mm=1.0, volumetric=True)
-    averaged, points = scan(thick).voxels.astype(float), scan(thin).voxels.astype(float)
+    averaged, points = (scan(kind, noise=0).voxels.astype(float) for kind in (thick, thin))
     over_slice = points.reshape(*averaged.shape[:2], 21, 9)
     error_of_average = np.abs(averaged - over_slice.mean(axis=-1)).mean()
     error_of_centre = np.abs(averaged - over_slice[..., 4]).mean()
-    assert error_of_average < 0.5 * error_of_centre
+    assert error_of_average < 0.3 * error_of_centre
 
 
 def test_the_nose_is_the_foremost_point_and_stands_between_two_eyes():
@@ -253,7 +255,8 @@ def test_the_demo_has_what_a_hospital_export_has():
     outcomes = {series.outcome for study in DEMO.studies for series in study.series}
     assert outcomes - {"accepted"} <= set(reasons)
     assert outcomes == {
-        "accepted", "localizer", "derived", "modality_not_accepted", "fov_out_of_range", "age_below_minimum",
+        "accepted", "localizer", "derived", "modality_not_accepted", "fov_out_of_range",
+        "age_below_minimum",
     }  # fmt: skip
     assert {study.vendor for study in DEMO.studies} == set(VENDORS)
     for study in DEMO.studies:
@@ -293,19 +296,19 @@ def test_an_unknown_preset_is_refused_with_the_known_ones(tmp_path):
 def test_a_rendered_ball_is_a_disk_lit_from_the_upper_left():
     index = np.indices((60, 60, 60)) - 29.5
     ball = 100.0 * (np.linalg.norm(index, axis=0) < 25)
-    picture = shade_surface(ball, np.diag([2, 2, 2, 1.0]), view_deg=20)
-    assert (picture > 0).sum() == pytest.approx(np.pi * 50**2, rel=0.05)  # 1 mm pixels
-    rows, columns = (axis - 139.5 for axis in np.nonzero(picture > 0.9))
-    assert rows.mean() < -10
-    assert columns.mean() < -10
+    picture = shade_surface(ball, np.diag([2, 2, 2, 1.0]), view_deg=20, step_mm=2.0)
+    assert (picture > 0).sum() == pytest.approx(np.pi * 25**2, rel=0.1)
+    rows, columns = (axis - 69.5 for axis in np.nonzero(picture > 0.9))
+    assert rows.mean() < -5
+    assert columns.mean() < -5
 
 
 def test_a_face_is_drawn_and_its_loss_is_seen(tmp_path):
     truth = scan(coarse(T1W_3D), voxel_mm=2.0)
-    render_face(truth.voxels, truth.affine, tmp_path / "face.png", views_deg=(0.0,))
+    render_face(truth.voxels, truth.affine, tmp_path / "face.png", views_deg=(0.0,), step_mm=3.0)
     assert (tmp_path / "face.png").read_bytes().startswith(b"\x89PNG")
     whole, defaced = (
-        shade_surface(voxels, truth.affine, 0.0)
+        shade_surface(voxels, truth.affine, 0.0, step_mm=2.0)
         for voxels in (truth.voxels, truth.voxels * (truth.face == 0))
     )
     assert np.abs(whole - defaced).mean() > 0.01

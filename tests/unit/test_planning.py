@@ -130,6 +130,14 @@ def test_the_overview_is_small_and_names_every_shard(site):
     }
 
 
+def test_progress_is_told_to_the_end(site):
+    export_patients(site, range(4))
+    told = []
+    make_plan(settings(site), progress=lambda *state: told.append(state))
+    assert [state for state in told if state[0] == "files"][-1] == ("files", 10, None)
+    assert told[-1] == ("shards", 4, 4)
+
+
 def test_planning_an_unchanged_export_again_reads_nothing_and_changes_nothing(site, monkeypatch):
     export_patients(site, range(6))
     make_plan(settings(site))

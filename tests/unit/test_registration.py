@@ -210,7 +210,7 @@ def test_measures_of_a_field_that_is_missed(fixed):
 
 
 def test_the_embedded_atlas_is_the_brain_of_mni152_at_1_mm():
-    atlas = load_atlas("embedded")
+    atlas = load_atlas(Register())
     np.testing.assert_allclose(atlas.volume.spacing_mm, 1)
     np.testing.assert_allclose(np.linalg.inv(atlas.volume.affine)[:3, 3], (98, 134, 72))
     assert 1700 < atlas.brain.sum() / 1000 < 2000  # mL
@@ -226,22 +226,22 @@ def template(path, inside_mm):
     return path
 
 
-def test_a_template_with_a_skull_needs_its_mask_beside_it(tmp_path):
+def test_a_template_with_a_skull_needs_its_mask(tmp_path):
     path = template(tmp_path / "t1.nii.gz", inside_mm=110)
-    with pytest.raises(AtlasError, match=r"t1_mask\.nii\.gz"):
-        load_atlas(path)
-    template(tmp_path / "t1_mask.nii.gz", inside_mm=75)
-    atlas = load_atlas(path)
+    with pytest.raises(AtlasError, match="atlas_mask"):
+        load_atlas(Register(atlas=path))
+    mask = template(tmp_path / "brain.nii.gz", inside_mm=75)
+    atlas = load_atlas(Register(atlas=path, atlas_mask=mask))
     assert atlas.name == "t1"
     assert atlas.brain.sum() == (atlas.brain_only().data > 0).sum() < (atlas.volume.data > 0).sum()
 
 
 def test_an_atlas_that_is_missing_or_4d_is_refused_with_advice(tmp_path):
     with pytest.raises(AtlasError, match="give the path of a T1w template"):
-        load_atlas(tmp_path / "none.nii.gz")
+        load_atlas(Register(atlas=tmp_path / "none.nii.gz"))
     nib.save(nib.Nifti1Image(np.ones((4, 4, 4, 2)), np.eye(4)), tmp_path / "4d.nii.gz")
     with pytest.raises(AtlasError, match="give the path of a T1w template"):
-        load_atlas(tmp_path / "4d.nii.gz")
+        load_atlas(Register(atlas=tmp_path / "4d.nii.gz"))
 
 
 # The stage
@@ -374,7 +374,7 @@ def test_a_broken_file_fails_its_series_alone(study, atlas, engine, tmp_path):
 
 
 def test_without_the_atlas_space_there_is_no_work_for_it(study, engine, tmp_path):
-    outcome = register_study(study, tmp_path / "register", SETTINGS, None, spaces=("coreg",))
+    outcome = register_study(study, tmp_path / "register", SETTINGS, None)
     assert {entry["space"] for entry in outcome.series} == {"coreg"}
     assert not (tmp_path / "register/atlas").exists()
 

@@ -144,6 +144,7 @@ def acquire(
     pose: NDArray[np.float64],
     rng: np.random.Generator,
     gain: float = 1.0,
+    noise: float = 14.0,
 ) -> Scan:
     """Scan the head.
 
@@ -164,6 +165,8 @@ def acquire(
         Source of noise and coil shading.
     gain : float
         Stored value per thousandth of signal.
+    noise : float
+        Standard deviation in each of the two channels, in thousandths of signal.
 
     Returns
     -------
@@ -174,7 +177,7 @@ def acquire(
     to_head = np.linalg.inv(pose) @ affine
     signal, truth = _sample([painted, head.brain_minus_face], head, warp, to_head, acquisition)
     signal *= _coil_shading(acquisition.shape, rng)
-    signal = _rician(signal, noise=14.0, rng=rng)
+    signal = _rician(signal, noise, rng)
     return Scan(
         voxels=np.clip(np.rint(gain * signal), 0, 4095).astype(np.uint16),
         affine=affine,

@@ -93,7 +93,7 @@ GE = Vendor(
     {
         "localizer": SequenceHeader("3Plane Loc SSFSE", "ssfse", "SE", "SS", "FAST_GEMS"),
         "t1w_3d": SequenceHeader(
-            "{plane} T1 BRAVO", "BRAVO", "GR", r"SS\SP\SK", r"FAST_GEMS\EDR_GEMS\IrP"
+            "{plane} T1 BRAVO", "BRAVO", "GR", r"SS\SP\SK", r"FAST_GEMS\EDR_GEMS\IR"
         ),
         "t1w_2d": SequenceHeader("{plane} T1 SE", "SE", "SE", "NONE", "SAT_GEMS"),
         "t2w": SequenceHeader("{plane} T2 FSE", "FSE-XL", "SE", "SK", r"FAST_GEMS\FC"),
