@@ -124,6 +124,23 @@ def verify(
 
 
 @app.command()
+def picture(
+    release: Annotated[Path, typer.Argument(help="A release tree.")],
+    out: Annotated[Path, typer.Argument(help="Folder for one PNG per study.")],
+    study: Annotated[list[str], typer.Option(help="Only these studies.")] = [],  # noqa: B006
+) -> None:
+    """Draw released studies: masks, defacing, co-registration, atlas."""
+    from mrmill.layout import ReleaseTree
+    from mrmill.pictures import studies_of, study_picture
+    from mrmill.verify import name_of_release
+
+    tree = ReleaseTree(release, name_of_release(release))
+    for study_uid in study or studies_of(tree):
+        study_picture(tree, study_uid, out / f"{study_uid}.png")
+        console.print(out / f"{study_uid}.png", highlight=False)
+
+
+@app.command()
 def phantom(
     folder: Annotated[Path, typer.Argument(help="Where the export is written.")],
     preset: Annotated[str, typer.Option(help="demo or tiny.")] = "demo",

@@ -79,8 +79,10 @@ class Input(Block):
     )
     series_table: ConfigPath | None = Field(
         None,
-        description="CSV that adds to or replaces what headers say, one row per NIfTI file: "
-        "path, patient_id, study_id, SeriesNumber, modality, PatientAge, PatientSex, StudyDate",
+        description="CSV that replaces what headers say, in the columns SeriesNumber, modality, "
+        "PatientAge, PatientSex, StudyDate, is_derived, is_localizer, is_subtraction. Its rows are "
+        "found by SeriesInstanceUID (dicom), or by path, patient_id and study_id (nifti: then the "
+        "rows are all the series there are)",
     )
 
 

@@ -148,7 +148,7 @@ def index_export(input: Input, folder: Path, workers: int, progress: Progress) -
     if input.kind == "dicom":
         from mrmill.index_dicom import index_dicom
 
-        return index_dicom(input.path, folder, workers, progress)
+        return index_dicom(input, folder, workers, progress)
     if not input.path.is_dir():
         raise PlanError(
             f"input.path {input.path} is a file, and an export of kind {input.kind} is a folder.\n"

@@ -21,6 +21,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mrmill.config import Input
 from mrmill.index import FoundStudy, Index, PlanError, Progress, Shard, Skip, read_rows, walk
 from mrmill.index_parts import (
     COLUMNS,
@@ -57,18 +58,20 @@ class File(NamedTuple):
     mtime_ns: int
 
 
-def index_dicom(path: Path, folder: Path, workers: int, progress: Progress) -> "DicomIndex":
+def index_dicom(input: Input, folder: Path, workers: int, progress: Progress) -> "DicomIndex":
     """Read the headers of all files that are new or changed since the last time.
 
     Parameters
     ----------
-    path : Path
-        Folder of the export, or a CSV with a `FolderPath` column.
+    input : mrmill.config.Input
+        Its path is the folder of the export, or a CSV with a `FolderPath` column.
     folder : Path
         Of the index; what a killed run left there is used.
     """
     parts = Parts(folder)
-    index = DicomIndex(parts)
+    table = read_series_table(input.series_table) if input.series_table else {}
+    index = DicomIndex(parts, table)
+    path = input.path
     roots = [path] if path.is_dir() else folders_of_table(path, index.walked)
 
     def changed() -> Iterator[tuple[str, list]]:
@@ -85,6 +88,23 @@ def index_dicom(path: Path, folder: Path, workers: int, progress: Progress) -> "
             parts.add(exported, rows)
     parts.flush()
     return index
+
+
+def read_series_table(path: Path) -> dict[str, dict[str, str]]:
+    """Return what a person says about series: SeriesInstanceUID -> what replaces its header.
+
+    Raises
+    ------
+    PlanError
+        If the table cannot be read or names a series twice.
+    """
+    said: dict[str, dict[str, str]] = {}
+    for where, row in read_rows(path, "input.series_table", ["SeriesInstanceUID"]):
+        uid = row.pop("SeriesInstanceUID").strip()
+        if uid in said:
+            raise PlanError(f"{where}: the series stands in the table twice")
+        said[uid] = {column: value.strip() for column, value in row.items() if value.strip()}
+    return said
 
 
 def folders_of_table(path: Path, skips: list[Skip]) -> list[Path]:
@@ -105,9 +125,10 @@ class DicomIndex(Index):
 
     accepted = "DICOM files (PS3.10), in any folders and under any names"
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, table: dict[str, dict[str, str]]) -> None:
         super().__init__()
         self.parts = parts
+        self.table = table
         self.walked: list[Skip] = []
 
     def skips(self) -> Iterator[Skip]:
@@ -210,14 +231,15 @@ class DicomIndex(Index):
             images = [file for file in series if holds_image(file.SOPClassUID or "")]
             if images:
                 self.dropped["no_pixels"] += len(series) - len(images)
-            entry = {"series_key": series_key(uid), **_series_entry(images or series)}
+            facts = _series_entry(images or series, self.table.get(uid, {}))
+            entry = {"series_key": series_key(uid), **facts}
             entries.append(entry if images else {**entry, "reject": "no_images"})
         if len({entry["series_key"] for entry in entries}) < len(entries):
             raise PlanError("two series of one study have the same pseudonym; use another key")
         return sorted(entries, key=lambda entry: entry["series_key"])
 
 
-def _series_entry(files: list[File]) -> dict[str, Any]:
+def _series_entry(files: list[File], table: dict[str, str]) -> dict[str, Any]:
     """Return what the plan says about a series; paths are relative to its folder."""
     base = files[0].folder
     if all(file.folder == base for file in files):
@@ -236,7 +258,7 @@ def _series_entry(files: list[File]) -> dict[str, Any]:
         "n_sop": len(files),
         "sop_class": files[0].SOPClassUID or "",
         "sidecar": "",
-        "table": {},
+        "table": table,
         "digest": hashlib.sha256(os.fsencode(stamps)).hexdigest(),
     }
 

@@ -60,7 +60,8 @@ def plan_text(summary: "PlanSummary") -> str:
         lines.append("files left out: " + ", ".join(f"{n} {why}" for why, n in left.items() if n))
     if summary.vanished_studies:
         lines.append(f"{summary.vanished_studies} planned studies are no longer in the export")
-    return "\n".join([*lines, *(f"note: {warning}" for warning in summary.warnings)])
+    notes = (f"note: {code} ({n} studies)" for code, n in summary.warnings.items())
+    return "\n".join([*lines, *notes])
 
 
 def run_workflow(

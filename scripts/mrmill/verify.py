@@ -51,7 +51,7 @@ def verify_release(root: Path, name: str | None = None, fast: bool = False) -> l
     ReleaseError
         When `root` holds no release, or several and `name` is not given.
     """
-    release = ReleaseTree(root, name or _name_of_release(root))
+    release = ReleaseTree(root, name or name_of_release(root))
     problems: list[Problem] = []
     zips: dict[str, list[StudyZip]] = {space: [] for space in SPACES}
     for space in SPACES:
@@ -87,9 +87,11 @@ def write_checksums(repository: Path, known: Mapping[str, str]) -> Path:
     return path
 
 
-def _name_of_release(root: Path) -> str:
-    repositories = [f.name for f in root.iterdir() if (f / "mri").is_dir()] if root.is_dir() else []
-    names = {name.removesuffix("-coreg").removesuffix("-atlas") for name in repositories}
+def name_of_release(root: Path) -> str:
+    """Tell the dataset's name by the repositories below a folder."""
+    folders = [f for f in root.iterdir() if f.is_dir()] if root.is_dir() else []
+    marked = [f.name for f in folders if (f / "mri").is_dir() or (f / "SHA256SUMS").is_file()]
+    names = {name.removesuffix("-coreg").removesuffix("-atlas") for name in marked}
     if not names:
         raise ReleaseError(f"{root} holds no release: give the folder that has <name>/mri in it")
     if len(names) > 1:

@@ -222,6 +222,19 @@ def test_more_files_change_the_entry_and_not_the_place(site):
     }
 
 
+def test_a_series_table_speaks_of_dicom_series_by_their_uid(site):
+    write_study(site / "export" / "1", "1.7", "P7", n_series=2, n_files=1)
+    (site / "series.csv").write_text("SeriesInstanceUID,is_derived,PatientAge\n1.7.2,false,\n")
+    config = settings(site)
+    said = config.input.model_copy(update={"series_table": site / "series.csv"})
+    make_plan(config.model_copy(update={"input": said}))
+    (entry,) = entries_of(site).values()
+    key = Pseudonyms(load_key(site / "pseudonym.key")).series_key("1.7.2")
+    tables = {series["series_key"]: series["table"] for series in entry["series"]}
+    assert tables.pop(key) == {"is_derived": "false"}
+    assert list(tables.values()) == [{}]
+
+
 def test_a_study_that_vanished_stays_planned_and_is_reported(site):
     export_patients(site, range(6))
     make_plan(settings(site))

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -116,6 +117,14 @@ def test_a_changed_input_redoes_its_study_only(tree):
     plan.write_text(json.dumps(changed))
     calls = []
     process_shard(job_on(tree), partial(write_name, calls=calls))
+    assert calls == ["STUDYB"]
+
+
+def test_what_is_said_of_one_study_redoes_that_study_only(tree):
+    process_shard(job_on(tree), write_name)
+    calls = []
+    job = replace(job_on(tree), per_study={"STUDYB": "admit"})
+    process_shard(job, partial(write_name, calls=calls))
     assert calls == ["STUDYB"]
 
 

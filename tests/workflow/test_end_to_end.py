@@ -59,7 +59,7 @@ def test_every_series_the_phantom_made_ends_as_it_should(finished, tiny_export):
     truths = [
         json.loads(p.read_text()) for p in tiny_export.with_name("export-truth").rglob("*.json")
     ]
-    expected = sorted(t["expected"] for t in truths)
+    expected = sorted(t["outcome"] for t in truths)
     ledger = rows(finished / "release/TINY/ledger.csv")
     found = sorted(r["state"] if r["state"] == "accepted" else r["reason"] for r in ledger)
     assert found == expected
