@@ -27,9 +27,10 @@ demo/config.yaml: config/examples/demo.yaml
 	cp $< $@
 
 demo: $(READY) demo/export demo/config.yaml
-	@test -e demo/pseudonym.key || $(BIN)/mrmill plan --configfile demo/config.yaml --new-key
-	$(BIN)/mrmill run --configfile demo/config.yaml --cores $(CORES)
+	$(BIN)/mrmill run --configfile demo/config.yaml --cores $(CORES) \
+		$(if $(wildcard demo/pseudonym.key),,--new-key)
 	$(BIN)/mrmill verify demo/release
+	$(BIN)/mrmill picture demo/release demo/pictures
 
 test: $(READY)
 	$(BIN)/python -m pytest
