@@ -17,6 +17,7 @@ SETTINGS = {
     "dataset": {"name": "TINY"},
     "deface": {"backend": "deepbet", "device": "cpu"},
     "plan": {"studies_per_shard": 2, "studies_per_batch": 4},
+    "register": {"sampling_fraction": 0.05},  # a quarter of the recipe: tests, not science
 }
 
 

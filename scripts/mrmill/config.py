@@ -116,7 +116,7 @@ class Plan(Block):
     """How studies are put into shards and batches; fixed once a study is planned."""
 
     studies_per_batch: int = Field(3500, ge=1, description="MR-RATE: about 3,500")
-    studies_per_shard: int = Field(32, ge=1, description="studies one job works on")
+    studies_per_shard: int = Field(48, ge=1, description="studies one job works on")
     val_fraction: float = Field(3425 / 83425, ge=0, lt=1, description="MR-RATE: 3,425 of 83,425")
     test_fraction: float = Field(5000 / 83425, ge=0, lt=1, description="MR-RATE: 5,000 of 83,425")
 
@@ -174,6 +174,11 @@ class MaskQuality(Block):
     )
     max_centroid_offset: float = Field(
         0.3, ge=0, le=1, description="mask centroid to field center, as a share of the field"
+    )
+    max_plane_shift_mm: float = Field(
+        8,
+        description="how far the plane may lie further out than the center's, in mm: a mask that "
+        "runs into the orbits pushes it out (phantoms: true masks up to 5, such ones from 13)",
     )
     max_beyond_plane_ml: float = Field(
         0.1, ge=0, description="mask islands in front of the defacing plane, kept, in mL"

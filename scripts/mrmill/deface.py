@@ -11,7 +11,7 @@ from mrmill.config import ConfigError, Deface
 from mrmill.layout import native_image, native_mask
 from mrmill.masks import Masker
 from mrmill.masks.quality import largest_component, measure_mask, outside_limits
-from mrmill.quickshear import face_plane
+from mrmill.quickshear import Plane, face_plane
 from mrmill.reasons import ACCEPTED, FAILED, REJECTED, Rejected
 from mrmill.records import Outcome
 from mrmill.shards import Study, guarded
@@ -54,13 +54,16 @@ def deface_study(
         Files of a series in state `needs_review` are there too, for the person who looks.
     """
     decided = decisions.get(study.study_uid, {})
-    entries = []
-    for curated in study.upstream["curate"].outcome.accepted_series():
-        with guarded(dict(curated)) as entry:
+    entries = [dict(entry) for entry in study.upstream["curate"].outcome.accepted_series()]
+    reference = None  # the plane of the first good T1w, which the others are held against
+    for entry in sorted(entries, key=_center_first):
+        with guarded(entry):
             source = study.folders["convert"] / entry["file"]
             decision = decided.get(entry["series_id"])
-            deface_series(entry, source, scratch, study.study_uid, settings, masker, decision)
-        entries.append(entry)
+            plane = deface_series(
+                entry, source, scratch, study.study_uid, settings, masker, decision, reference
+            )
+            reference = reference or (plane if is_t1w(entry) else None)
     if settle_center(entries):
         return Outcome(series=entries)
     failed = [entry for entry in entries if entry["state"] == FAILED]
@@ -77,11 +80,13 @@ def deface_series(
     settings: Deface,
     masker: Masker,
     decision: str | None,
-) -> None:
+    reference: Plane | None,
+) -> Plane:
     """Mask one series, remove its face, write its three files and fill in its entry.
 
     Voxels of the mask are never removed. An island of the mask beyond the plane is therefore
-    kept, and more than a trace of it makes the series wait for a person.
+    kept, and more than a trace of it makes the series wait for a person. So does a plane much
+    further out than `reference`, the plane of another series in the same coordinates.
 
     Raises
     ------
@@ -109,11 +114,14 @@ def deface_series(
         "beyond_plane_ml": round(int(np.count_nonzero(brain & ~behind)) * voxel_ml, 2),
         "removed_share": removed_share(volume.data, brain, kept),
     }
+    if reference:
+        entry["quality"]["plane_shift_mm"] = round(plane.beyond_mm(reference), 2)
     entry["files"] = write_defaced(scratch, study_uid, entry["series_id"], volume, brain, kept)
     problems = outside_limits(entry["quality"], settings.quality)
     if problems and decision != ADMIT:
         found, limit = map("; ".join, zip(*problems, strict=True))
         raise Rejected("needs_review", found, limit)
+    return plane
 
 
 def removed_share(data: "NDArray", brain: "NDArray[np.bool_]", kept: "NDArray[np.bool_]") -> float:
@@ -160,24 +168,22 @@ def settle_center(entries: list[dict[str, Any]]) -> bool:
     found : bool
         False if no T1w series is left.
     """
-    candidates = [
-        entry
-        for entry in entries
-        if entry["state"] == ACCEPTED and entry["row"]["classified_modality"] == "T1w"
-    ]
-    center = min(
-        candidates,
-        key=lambda entry: (not entry["is_center_modality"], _series_order(entry)),
-        default=None,
-    )
+    candidates = [entry for entry in entries if entry["state"] == ACCEPTED and is_t1w(entry)]
+    center = min(candidates, key=_center_first, default=None)
     for entry in entries:
         entry["is_center_modality"] = entry is center
     return center is not None
 
 
-def _series_order(entry: dict[str, Any]) -> tuple[float, str]:
-    number = entry["SeriesNumber"]
-    return math.inf if number is None else float(number), entry["series_id"]
+def is_t1w(entry: dict[str, Any]) -> bool:
+    """Whether a series could be a center."""
+    return entry["row"]["classified_modality"] == "T1w"
+
+
+def _center_first(entry: dict[str, Any]) -> tuple[bool, bool, float, str]:
+    """Order of the center, then T1w series by SeriesNumber, then the others."""
+    number = math.inf if entry["SeriesNumber"] is None else float(entry["SeriesNumber"])
+    return not entry["is_center_modality"], not is_t1w(entry), number, entry["series_id"]
 
 
 def read_decisions(table: Path | None) -> Decisions:

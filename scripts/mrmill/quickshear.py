@@ -38,6 +38,9 @@ AHEAD_MM, BELOW_MM = 30.0, 60.0
 #: Lines that remove this share less than the best one count as no good; in between, linearly.
 TOLERANCE = 0.02
 
+#: Half the length of face along the plane, from the brow to the chin.
+FACE_REACH_MM = 80.0
+
 #: Columns of the face window in which the removed height is summed up.
 WINDOW_COLUMNS = 64
 
@@ -75,6 +78,26 @@ class Plane:
         start = self.normal @ affine[:3, 3]
         i, j, k = np.ogrid[: shape[0], : shape[1], : shape[2]]
         return steps[0] * i + steps[1] * j + steps[2] * k <= self.offset_mm - start
+
+    def beyond_mm(self, other: "Plane") -> float:
+        """How far this plane lies further out than another, where faces are.
+
+        Parameters
+        ----------
+        other : Plane
+            In the same patient coordinates: another series of the same session.
+
+        Returns
+        -------
+        beyond_mm : float
+            Largest distance along this plane's normal, over the part of the other plane within
+            `FACE_REACH_MM` of its point nearest to the origin; negative where all of it lies
+            further in.
+        """
+        along = np.cross(other.normal, (1.0, 0.0, 0.0))
+        reach = np.linspace(-FACE_REACH_MM, FACE_REACH_MM, 17)[:, None]
+        points = other.normal * other.offset_mm + reach * along / np.linalg.norm(along)
+        return float((self.offset_mm - points @ self.normal).max())
 
     def as_record(self) -> dict[str, list[float] | float]:
         """Return plain values."""

@@ -35,7 +35,7 @@ class Outcome:
     error : str
         Class and code line of an unexpected error; never its text.
     zip : dict
-        Of a packaged study: `path` below the release tree, `sha256`, `bytes`, `members`.
+        Of a packaged study: `path` below its repository, `sha256`, `bytes`, `members`.
     """
 
     state: str = ACCEPTED

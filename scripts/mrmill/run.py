@@ -169,10 +169,9 @@ def drop_hollow_manifests(config: Config) -> None:
     """
     work, release = WorkTree(config.work), ReleaseTree(config.release, config.dataset.name)
     for batch, stage, shard in finished(work, read_plan(config)):
-        for uid, record in Journal(work.journal(batch, stage, shard)).records().items():
-            if not is_whole(record, work.study(batch, stage, uid), release):
-                work.manifest(batch, stage, shard).unlink()
-                break
+        records = Journal(work.journal(batch, stage, shard)).records().values()
+        if not all(is_whole(record, work, release, batch, stage) for record in records):
+            work.manifest(batch, stage, shard).unlink()
 
 
 def finished(work: WorkTree, plan: dict) -> Iterator[tuple[str, str, str]]:

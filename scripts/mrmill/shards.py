@@ -195,15 +195,16 @@ def _holds(job: ShardJob, study: Study, seen: StudyHistory | None) -> bool:
     """Whether a study's record is of this very work and its files are all there."""
     if seen is None or seen.record is None or seen.record.key != job.key(study):
         return False
-    folder = job.work.study(job.batch, job.stage, study.study_uid)
-    return is_whole(seen.record, folder, job.release)
+    return is_whole(seen.record, job.work, job.release, job.batch, job.stage)
 
 
-def is_whole(record: Record, folder: Path, release: ReleaseTree) -> bool:
+def is_whole(record: Record, work: WorkTree, release: ReleaseTree, batch: str, stage: str) -> bool:
     """Whether all that a record speaks of is there with its size: files, and a study's zip."""
+    folder = work.study(batch, stage, record.study_uid)
     expected = {folder / name: facts["bytes"] for name, facts in record.files.items()}
     if archive := record.outcome.zip:
-        expected[release.root / archive["path"]] = archive["bytes"]
+        repository = release.repository(stage.removeprefix("package-"))
+        expected[repository / archive["path"]] = archive["bytes"]
     try:
         return all(path.stat().st_size == size for path, size in expected.items())
     except FileNotFoundError:

@@ -209,6 +209,17 @@ def test_an_island_in_the_face_is_kept_and_shown_to_a_person(run, tmp_path):
     assert entry["quality"]["beyond_plane_ml"] == pytest.approx(island.sum() * 0.036, abs=0.01)
 
 
+def test_a_mask_that_runs_into_the_orbits_is_shown_to_a_person(run):
+    """The patient's coordinates are one in a study, so the planes of its series agree."""
+    leaking = BRAIN | ball(centre=(30, 46, 22), radii=(14, 14, 10))
+    series = [(image(1), "T2w"), (image(0), "T1w"), (image(0), "FLAIR")]
+    entries = run(series, [BRAIN, leaking]).series
+    assert [e["reason"] for e in entries] == ["needs_review", "", ""]
+    assert entries[0]["quality"]["plane_shift_mm"] > 8
+    assert "plane_shift_mm" in entries[0]["found"]
+    assert entries[2]["quality"]["plane_shift_mm"] == pytest.approx(0, abs=1e-6)
+
+
 def test_the_center_of_curate_stays_where_it_is_accepted(run):
     outcome = run([(image(), "T1w"), (image(), "T1w"), (image(), "T2w")], [BRAIN])
     assert [e["is_center_modality"] for e in outcome.series] == [True, False, False]

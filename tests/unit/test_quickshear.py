@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from mrmill.masks.quality import largest_component
-from mrmill.quickshear import face_plane
+from mrmill.quickshear import Plane, face_plane
 
 BUFFER_MM = 10.0
 BRAIN_CENTRE_MM, BRAIN_RADII_MM = np.array([0, 0, 10.0]), np.array([68, 85, 62.0])
@@ -185,3 +185,14 @@ def test_an_odd_mask_raises_nothing_and_is_kept_whole(what, mask):
     assert np.linalg.norm(plane.normal) == pytest.approx(1)
     kept = plane.kept(mask.shape, affine)
     assert (kept & largest_component(mask)).sum() == largest_component(mask).sum(), what
+
+
+def test_a_plane_further_out_is_seen_by_how_far():
+    inner = Plane(np.array([0, 0.6, -0.8]), offset_mm=50.0)
+    assert Plane(inner.normal, 57.5).beyond_mm(inner) == pytest.approx(7.5)
+    assert Plane(inner.normal, 45.0).beyond_mm(inner) == pytest.approx(-5)
+    turned = Plane(np.array([0, np.sin(0.7), -np.cos(0.7)]), 50.0)
+    tilt = np.arccos(inner.normal @ turned.normal)
+    # two planes at the same distance from the origin part like the hands of a clock
+    expected = 50 * (1 - np.cos(tilt)) + 80 * np.sin(tilt)
+    assert turned.beyond_mm(inner) == pytest.approx(expected)

@@ -1,5 +1,6 @@
 """How far a brain mask can be trusted, measured from its shape alone."""
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -77,9 +78,10 @@ def outside_limits(quality: dict[str, float], limits: MaskQuality) -> list[tuple
         "border_share": (0, limits.max_border_share),
         "centroid_offset": (0, limits.max_centroid_offset),
         "beyond_plane_ml": (0, limits.max_beyond_plane_ml),
+        "plane_shift_mm": (-math.inf, limits.max_plane_shift_mm),
     }
     return [
         (f"{name} {quality[name]:g}", f"{name} {low:g} to {high:g}")
         for name, (low, high) in ranges.items()
-        if not low <= quality[name] <= high
+        if name in quality and not low <= quality[name] <= high
     ]
