@@ -96,8 +96,14 @@ def catalog_batch(
     }
     write_json(folder / "checksums.json", zips)
     if set(shards) == {path.stem for path in work.shard_plan(batch, "x").parent.glob("*.json")}:
-        for space in zips:
-            remove_orphans(release, space, batch, zips[space])
+        released = {row["study_uid"] for row in accepted}
+        # a derived space that is no longer made keeps the zips of studies still released
+        derived = {
+            space: [f"mri/{batch}/{uid}{ZIP_SUFFIX[space]}.zip" for uid in released]
+            for space in ("coreg", "atlas")
+        }
+        for space, known in {**derived, **zips}.items():
+            remove_orphans(release, space, batch, known)
     else:
         log.warning("%s is cataloged in part: zips of its other shards stay as they are", batch)
     return {"batch": batch, "counts": ledger.summary(rows), "digests": digests}
@@ -206,6 +212,7 @@ def remove_orphans(
     folder = release.repository(space) / "mri" / batch
     kept = {release.repository(space) / name for name in known}
     zips = folder.glob(f"*{ZIP_SUFFIX[space]}.zip")
+    zips = [*zips, *folder.glob(".*.part")]  # and what a killed packaging left half written
     orphans = sorted(p for p in zips if p.is_file() and not p.is_symlink() and p not in kept)
     for path in orphans:
         log.warning("removing %s/%s: no record stands behind it", path.parent.name, path.name)

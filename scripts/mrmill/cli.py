@@ -45,9 +45,13 @@ def plan(
     ] = False,
 ) -> None:
     """Look through the export and put its studies into shards and batches."""
-    from mrmill.run import plan_with_progress
+    from mrmill.run import alone, make_key, plan_with_progress
 
-    plan_with_progress(load_config(configfile), cores, new_key, console)
+    config = load_config(configfile)
+    if new_key:
+        make_key(config, console)
+    with alone(config):
+        plan_with_progress(config, cores, console)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -60,10 +64,12 @@ def run(
     ] = False,
 ) -> None:
     """Plan, then run the workflow; all further arguments go to snakemake."""
-    from mrmill.run import run_workflow
+    from mrmill.run import make_key, run_workflow
 
     config = load_config(configfile)
-    raise typer.Exit(run_workflow(config, configfile, cores, new_key, context.args, console))
+    if new_key:
+        make_key(config, console)
+    raise typer.Exit(run_workflow(config, configfile, cores, context.args, console))
 
 
 @app.command()
@@ -102,9 +108,11 @@ def retry(
     batch: Annotated[str, typer.Option(help="Only this batch.")] = "",
 ) -> None:
     """Open failed studies again; the next run works on them."""
-    from mrmill.run import reopen_failed
+    from mrmill.run import alone, reopen_failed
 
-    opened = reopen_failed(_work_tree(load_config(configfile)), reason, batch)
+    config = load_config(configfile)
+    with alone(config):
+        opened = reopen_failed(_work_tree(config), reason, batch)
     console.print(f"{opened} studies are open again; `mrmill run` works on them")
 
 

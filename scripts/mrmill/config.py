@@ -6,6 +6,7 @@ models (`mrmill docs`), so they cannot drift apart.
 
 import difflib
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -288,7 +289,8 @@ class Config(Block):
         0.1,
         ge=0,
         le=1,
-        description="a shard with a larger share of failed (not rejected) studies fails its job",
+        description="a shard with a larger share of failed (not rejected) studies, and more than one, "
+        "fails its job",
     )
     resources: RuleResources = DEFAULTS
 
@@ -302,13 +304,13 @@ class Config(Block):
             )
         if self.plan.val_fraction + self.plan.test_fraction >= 1:
             raise ValueError("plan.val_fraction + plan.test_fraction must stay below 1")
-        for name in ("work", "release"):
-            if getattr(self, name).is_relative_to(self.input.path):
-                raise ValueError(f"{name} lies inside input.path: keep the export untouched")
-        if self.release.is_relative_to(self.work) or self.work.is_relative_to(self.release):
+        work, release = self.work.resolve(), self.release.resolve()
+        if release.is_relative_to(work) or work.is_relative_to(release):
             raise ValueError("work and release must not lie inside each other")
-        for name in ("work", "release"):
-            if self.identity.key_file.is_relative_to(getattr(self, name)):
+        for name, tree in {"work": work, "release": release}.items():
+            if tree.is_relative_to(self.input.path.resolve()):
+                raise ValueError(f"{name} lies inside input.path: keep the export untouched")
+            if self.identity.key_file.resolve().is_relative_to(tree):
                 raise ValueError(f"identity.key_file must lie outside {name}")
         return self
 
@@ -322,6 +324,9 @@ def digest_of(path: Path) -> str:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
     if not path.is_file():
         return "missing"
+    if path.suffix in (".yaml", ".yml"):  # a comment changes no result
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()
     size = path.stat().st_size
     with path.open("rb") as file:
         if size <= WHOLE_DIGEST_BYTES:

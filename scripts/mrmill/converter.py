@@ -183,12 +183,13 @@ def run_dcm2niix(files: Sequence[Path], folder: Path, timeout_s: float) -> Conve
     Raises
     ------
     TimeoutError, ChildProcessError, OSError
-        When it does not end in time, dies, or finds the disk full.
+        When it does not end in time, dies, finds the disk full or a file out of reach.
     """
     links, made = folder / "in", folder / "out"
     for place in (links, made):
         place.mkdir()
     for number, file in enumerate(files, start=1):
+        file.open("rb").close()  # a file out of reach is an error, not an unconvertible series
         (links / f"{number:06d}.dcm").symlink_to(file.absolute())
     command = [dcm2niix(), *OPTIONS, "-o", str(made), str(links)]
     try:

@@ -26,6 +26,16 @@ class WorkTree:
 
     root: Path
 
+    def create(self) -> None:
+        """Make the work tree, or an existing one, private to its owner."""
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.root.chmod(0o700)
+
+    @property
+    def run_lease(self) -> Path:
+        """Lease of whoever plans, runs or re-opens."""
+        return self.root / "run.lease"
+
     @property
     def plan(self) -> Path:
         """Folder of everything `mrmill plan` writes."""

@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from uuid import uuid4
@@ -98,13 +99,17 @@ class Lease:
             return True
         fresh = read(aside).get("token") != holder.get("token")
         if fresh:
-            os.link(aside, self.path)
+            with suppress(FileExistsError):
+                os.link(aside, self.path)
         aside.unlink()
         return not fresh
 
     def _beat(self) -> None:
-        while not self._over.wait(BEAT_S) and self.held():
-            os.utime(self.path)
+        while not self._over.wait(BEAT_S):
+            with suppress(OSError):  # a file server that is away for a moment
+                if not self.held():
+                    return
+                os.utime(self.path)
 
 
 def read(path: Path) -> dict:
@@ -119,10 +124,14 @@ def is_stale(path: Path, holder: dict) -> bool:
     """Whether a lease's holder is gone."""
     if holder.get("host") == socket.gethostname():
         return birth(holder["pid"]) != holder["born"]
+    probe = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    probe.touch()  # by the clock of the file server, which stamps the heartbeats too
     try:
-        return time.time() - path.stat().st_mtime > SILENT_S
+        return probe.stat().st_mtime - path.stat().st_mtime > SILENT_S
     except FileNotFoundError:
         return True
+    finally:
+        probe.unlink()
 
 
 def birth(pid: int) -> str:

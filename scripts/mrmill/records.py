@@ -114,7 +114,7 @@ class Journal:
         with self.path.open("ab") as file:
             # a crash may have cut the last line short: start a new one after it
             torn = file.tell() > 0 and not _ends_with_newline(self.path)
-            file.write(b"\n" * torn + json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            file.write(b"\n" * torn + json.dumps(line).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -160,7 +160,7 @@ class Journal:
 
 def digest(values: Any) -> str:
     """Return a digest of plain values that does not depend on the order of keys."""
-    text = json.dumps(values, sort_keys=True, default=str, ensure_ascii=False)
+    text = json.dumps(values, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -169,7 +169,7 @@ def write_json(path: Path, values: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with part.open("w", encoding="utf-8") as file:
-        json.dump(values, file, indent=1, sort_keys=True, ensure_ascii=False)
+        json.dump(values, file, indent=1, sort_keys=True)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())

@@ -1,9 +1,11 @@
 """A run from a terminal: plan, call Snakemake, show how far it is, sum it up."""
 
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,14 +30,33 @@ QUERIES = {
 }  # fmt: skip
 
 
-def plan_with_progress(config: Config, cores: int, new_key: bool, console: Console) -> None:
+@contextmanager
+def alone(config: Config) -> Iterator[None]:
+    """Be the only one who plans, runs or re-opens on a work tree.
+
+    Raises
+    ------
+    LeaseTaken
+        When another is at it.
+    """
+    work = WorkTree(config.work)
+    work.create()
+    with Lease(work.run_lease):
+        yield
+
+
+def make_key(config: Config, console: Console) -> None:
+    """Make the pseudonym key."""
+    from mrmill.identity import new_key
+
+    new_key(config.identity.key_file)
+    console.print(f"new pseudonym key {config.identity.key_file}: keep it, and keep it secret")
+
+
+def plan_with_progress(config: Config, cores: int, console: Console) -> None:
     """Plan, showing how many files were looked at; print what was found."""
-    from mrmill import identity
     from mrmill.planning import make_plan
 
-    if new_key:
-        identity.new_key(config.identity.key_file)
-        console.print(f"new pseudonym key {config.identity.key_file}: keep it, and keep it secret")
     with Progress(SpinnerColumn(), *Progress.get_default_columns(), console=console) as progress:
         bars: dict[str, TaskID] = {}
 
@@ -68,21 +89,13 @@ def run_workflow(
     config: Config,
     configfile: Path,
     cores: int,
-    new_key: bool,
     arguments: list[str],
     console: Console,
 ) -> int:
-    """Plan, run Snakemake with further arguments, and print the summary; return its exit code.
-
-    Raises
-    ------
-    LeaseTaken
-        When another run is at work on the same work tree.
-    """
-    refuse_problems(config, new_key, console)
-    work = WorkTree(config.work)
-    with Lease(config.work / "run.lease"):
-        plan_with_progress(config, cores, new_key, console)
+    """Plan, run Snakemake with further arguments, and print the summary; return its exit code."""
+    refuse_problems(config, console)
+    with alone(config):
+        plan_with_progress(config, cores, console)
         drop_hollow_manifests(config)
         command = snakemake_command(config, configfile, cores, arguments)
         query = bool(QUERIES & set(arguments))
@@ -90,19 +103,19 @@ def run_workflow(
         if query or not console.is_terminal:
             code = subprocess.run(command, check=False).returncode
         else:
-            code = run_with_progress(command, work, console)
+            code = run_with_progress(command, WorkTree(config.work), console)
         if not query:
             summarize(config, code, time.monotonic() - started, console)
     return code
 
 
-def refuse_problems(config: Config, new_key: bool, console: Console) -> None:
+def refuse_problems(config: Config, console: Console) -> None:
     """Print what `mrmill check` warns of, and refuse to start on a problem."""
     from mrmill.check import check
 
     problems = []
     for finding in check(config):
-        if finding.level == "problem" and not (new_key and "key" in finding.what):
+        if finding.level == "problem":
             problems.append(f"  {finding.what}; {finding.advice}")
         elif finding.level == "warning":
             console.print(f"warning: {finding.what}", style="yellow", highlight=False)
@@ -163,15 +176,27 @@ def summarize(config: Config, code: int, seconds: float, console: Console) -> No
 
 
 def drop_hollow_manifests(config: Config) -> None:
-    """Remove the manifest of every shard whose recorded files are no longer all there.
+    """Remove every manifest whose records or files are no longer all there.
 
-    Snakemake looks at manifests alone; without theirs, such shards are worked on again.
+    Snakemake looks at manifests alone; without theirs, such shards and tables are made again.
     """
     work, release = WorkTree(config.work), ReleaseTree(config.release, config.dataset.name)
-    for batch, stage, shard in finished(work, read_plan(config)):
-        records = Journal(work.journal(batch, stage, shard)).records().values()
-        if not all(is_whole(record, work, release, batch, stage) for record in records):
-            work.manifest(batch, stage, shard).unlink()
+    plan = read_plan(config)
+    for batch, stage, shard in finished(work, plan):
+        manifest = work.manifest(batch, stage, shard)
+        records = Journal(work.journal(batch, stage, shard)).records()
+        for uid, decided in json.loads(manifest.read_text(encoding="utf-8"))["studies"].items():
+            record = records.get(uid)
+            same = record is not None and record.content == decided["content"]
+            if not (same and is_whole(record, work, release, batch, stage)):
+                manifest.unlink()
+                break
+    for batch in plan:
+        if not release.metadata(batch).exists():
+            (work.root / batch / "catalog.json").unlink(missing_ok=True)
+    tables = [release.splits, release.ledger, release.card, release.checksums("native")]
+    if not all(path.exists() for path in tables):
+        (work.root / "catalog.json").unlink(missing_ok=True)
 
 
 def finished(work: WorkTree, plan: dict) -> Iterator[tuple[str, str, str]]:

@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,18 +27,24 @@ from typing import Any
 from uuid import uuid4
 
 from mrmill.layout import ReleaseTree, WorkTree
-from mrmill.lease import Lease
+from mrmill.lease import Lease, LeaseTaken
 from mrmill.logs import collected, write_collected
 from mrmill.reasons import ACCEPTED, FAILED, REJECTED, Rejected
 from mrmill.records import Journal, Outcome, Record, StudyHistory, digest, manifest_of, write_json
 
 log = logging.getLogger(__name__)
 
+#: Name of a packaging stage, before its space.
+PACKAGE = "package-"
+
 #: A study in flight at this many deaths of its worker is recorded failed (`killed`).
 MAX_DEATHS = 2
 
 #: Errors of the machine, not of a study: the job stops and a later one resumes.
-MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
+MACHINE_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE),
+    *(errno.EIO, errno.ESTALE, errno.ENOTCONN),
+}
 
 #: How long a job waits for another that still works on the same shard (it is nearly done, or
 #: its machine is gone and its lease will be silent by then).
@@ -106,13 +112,18 @@ class ShardJob:
         """Records of this shard and stage."""
         return Journal(self.work.journal(self.batch, self.stage, self.shard))
 
+    def planned(self) -> list[dict[str, Any]]:
+        """Return the plan's entries of this shard."""
+        return json.loads(self.work.shard_plan(self.batch, self.shard).read_text("utf-8"))[
+            "studies"
+        ]
+
     def studies(self) -> dict[str, Study]:
         """Return the studies to work on: planned, and accepted by every stage needed."""
         upstream = {
             stage: Journal(self.work.journal(self.batch, stage, self.shard)).records()
             for stage in self.needs
         }
-        plan = json.loads(self.work.shard_plan(self.batch, self.shard).read_text("utf-8"))
         return {
             entry["study_uid"]: Study(
                 study_uid=(uid := entry["study_uid"]),
@@ -122,9 +133,16 @@ class ShardJob:
                 upstream={stage: records[uid] for stage, records in upstream.items()},
                 folders={s: self.work.study(self.batch, s, uid) for s in self.needs},
             )
-            for entry in plan["studies"]
+            for entry in self.planned()
             if all(is_accepted(records.get(entry["study_uid"])) for records in upstream.values())
         }
+
+    def discard(self, study_uid: str) -> None:
+        """Remove what this stage made of a study, its zip included."""
+        shutil.rmtree(self.work.study(self.batch, self.stage, study_uid), ignore_errors=True)
+        if self.stage.startswith(PACKAGE):
+            space = self.stage.removeprefix(PACKAGE)
+            self.release.zip(space, self.batch, study_uid).unlink(missing_ok=True)
 
     def key(self, study: Study) -> str:
         """Digest of all that the study's outcome depends on."""
@@ -172,11 +190,12 @@ def process_shard(job: ShardJob, do: StageFunction) -> None:
         todo = [s for s in studies.values() if not _holds(job, s, history.get(s.study_uid))]
         log.info("%s: %d studies, %d to do", job.stage, len(studies), len(todo))
         _work_through(job, do, todo, history, lease)
-        _finish(job, studies)
+        _finish(job, studies, lease)
 
 
-def _finish(job: ShardJob, studies: dict[str, Study]) -> None:
+def _finish(job: ShardJob, studies: dict[str, Study], lease: Lease) -> None:
     """Write the manifest, or fail the job when too much failed."""
+    _check_lease(job, lease)
     records = job.journal.records()
     failed = [uid for uid in studies if records[uid].outcome.state == FAILED]
     if len(failed) > max(1, job.max_failed_fraction * len(studies)):
@@ -203,7 +222,7 @@ def is_whole(record: Record, work: WorkTree, release: ReleaseTree, batch: str, s
     folder = work.study(batch, stage, record.study_uid)
     expected = {folder / name: facts["bytes"] for name, facts in record.files.items()}
     if archive := record.outcome.zip:
-        repository = release.repository(stage.removeprefix("package-"))
+        repository = release.repository(stage.removeprefix(PACKAGE))
         expected[repository / archive["path"]] = archive["bytes"]
     try:
         return all(path.stat().st_size == size for path, size in expected.items())
@@ -219,11 +238,12 @@ def is_accepted(record: Record | None) -> bool:
 def _forget_obsolete(
     job: ShardJob, studies: dict[str, Study], history: dict[str, StudyHistory]
 ) -> None:
-    """Drop what stands behind studies that no longer reach this stage."""
-    for uid in history.keys() - studies.keys():
-        if history[uid].record:
+    """Drop what stands behind studies that do not, or no longer, reach this stage."""
+    planned = {entry["study_uid"] for entry in job.planned()}
+    for uid in (planned | history.keys()) - studies.keys():
+        if uid in history and history[uid].record:
             job.journal.append("reopen", uid)
-        shutil.rmtree(job.work.study(job.batch, job.stage, uid), ignore_errors=True)
+        job.discard(uid)
 
 
 def _sweep_scratch(job: ShardJob, study_uids: set[str]) -> None:
@@ -266,9 +286,10 @@ def _in_process(
     for study in studies:
         _start(job, study, lease)
         try:
-            _record(job, *_work(job, do, study))
-        except (KeyboardInterrupt, SystemExit):
-            job.journal.append("interrupted", study.study_uid)
+            _record(job, lease, *_work(job, do, study))
+        except BaseException:
+            with suppress(OSError):  # the disk may be full
+                job.journal.append("interrupted", study.study_uid)
             raise
     return []
 
@@ -285,29 +306,35 @@ def _in_pool(job: ShardJob, do: StageFunction, studies: list[Study], lease: Leas
                 _start(job, study := waiting.pop(0), lease)
                 flying[pool.submit(_work, job, do, study)] = study
             for future in wait(flying, return_when=FIRST_COMPLETED).done:
-                _record(job, *future.result())
+                _record(job, lease, *future.result())
                 del flying[future]
     except BrokenProcessPool:
         log.error("a worker died with %d studies in flight", len(flying))
         return list(flying.values())
     except BaseException:
-        for study in flying.values():
-            job.journal.append("interrupted", study.study_uid)
         for process in list((pool._processes or {}).values()):
             process.kill()
+        with suppress(OSError):  # the disk may be full
+            for study in flying.values():
+                job.journal.append("interrupted", study.study_uid)
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     return []
 
 
-def _start(job: ShardJob, study: Study, lease: Lease) -> None:
+def _check_lease(job: ShardJob, lease: Lease) -> None:
     if not lease.held():
-        raise SystemExit(f"the lease of {job.batch}/{job.shard} was lost to another job")
+        raise LeaseTaken(f"the lease of {job.batch}/{job.shard} was lost to another job")
+
+
+def _start(job: ShardJob, study: Study, lease: Lease) -> None:
+    _check_lease(job, lease)
     job.journal.append("start", study.study_uid)
 
 
-def _record(job: ShardJob, record: Record, text: str) -> None:
+def _record(job: ShardJob, lease: Lease, record: Record, text: str) -> None:
+    _check_lease(job, lease)
     write_collected(text)
     job.journal.write(record)
     log.info("study %s %s %s", record.study_uid, record.outcome.state, record.outcome.reason)
@@ -322,6 +349,7 @@ def _work(job: ShardJob, do: StageFunction, study: Study) -> tuple[Record, str]:
         try:
             with staged_folder(final) as scratch:
                 outcome = do(study, scratch)
+                json.dumps(vars(outcome))  # what cannot be recorded is this study's failure
                 files = checksums(scratch)
         except Rejected as rejected:
             outcome = Outcome(REJECTED, rejected.reason, rejected.found, rejected.limit)

@@ -4,6 +4,7 @@ Everything is kept in NIfTI's own frame: RAS+, mm. What is written carries nothi
 and geometry: no description, no auxiliary name, no time, no file name in the gzip header.
 """
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,13 +59,16 @@ def read_volume(path: Path) -> Volume:
     Rejected
         `unreadable_image`, `not_3d`, `not_scalar`, `bad_geometry` or `sheared_affine`,
         `non_finite_voxels`.
+    OSError
+        When the file is out of reach, which says nothing about the image.
     """
     import nibabel as nib
 
+    path.open("rb").close()
     try:
         image = nib.load(path)
         data = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
         raise Rejected("unreadable_image", found=type(error).__name__) from error
     if data.dtype.fields is not None or np.iscomplexobj(data):
         raise Rejected("not_scalar", found="colour or complex voxels", limit="one real value")
