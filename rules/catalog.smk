@@ -1,15 +1,7 @@
-def cataloged_from(wildcards):
-    """Manifests of every stage and shard behind the tables of a batch."""
-    first = [] if SETTINGS.input.kind == "release" else ["convert", "curate"]
-    derived = ["register"] if set(SETTINGS.spaces) & {"coreg", "atlas"} else []
-    stages = [*first, "deface", *derived, *(f"package-{s}" for s in SETTINGS.spaces)]
-    return [path for stage in stages for path in manifests(stage, wildcards.batch)]
-
-
 rule catalog_batch:
     """Write a batch's metadata CSV, and its part of the ledger and of the splits."""
     input:
-        cataloged_from,
+        all_stages,
     output:
         manifest="{batch}/catalog.json",
     log:

@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
 from mrmill import workflow_files as files
 from mrmill.config import digest_of
-from mrmill.layout import BENCHMARK, LOG, MANIFEST
+from mrmill.layout import MANIFEST
 from mrmill.stages import catalog_params, stage_params
 
 SETTINGS = files.settings_for(config, workflow.configfiles)
@@ -22,6 +22,23 @@ def manifests(stage, batch):
 def packages(space):
     """Manifests of the zips of one space, of every shard of every batch."""
     return [path for batch in PLAN for path in manifests(f"package-{space}", batch)]
+
+
+def registered_for_space(wildcards):
+    """Manifest of the registration behind a space; native space needs none."""
+    if wildcards.space == "native":
+        return []
+    return MANIFEST.format(
+        batch=wildcards.batch, stage="register", shard=wildcards.shard
+    )
+
+
+def all_stages(wildcards):
+    """Manifests of every stage and shard behind the tables of a batch."""
+    first = [] if SETTINGS.input.kind == "release" else ["convert", "curate"]
+    derived = ["register"] if set(SETTINGS.spaces) & {"coreg", "atlas"} else []
+    stages = [*first, "deface", *derived, *(f"package-{s}" for s in SETTINGS.spaces)]
+    return [path for stage in stages for path in manifests(stage, wildcards.batch)]
 
 
 def planned_studies(wildcards):

@@ -1,16 +1,11 @@
-def packaged_from(wildcards):
-    """Stages whose files go into the zips of a space."""
-    stages = ["deface"] if wildcards.space == "native" else ["deface", "register"]
-    return [f"{wildcards.batch}/{stage}/{wildcards.shard}.json" for stage in stages]
-
-
 rule package:
     """Write one zip per study and space into the release tree.
 
     Resumes by study.
     """
     input:
-        packaged_from,
+        defaced="{batch}/deface/{shard}.json",
+        registered=registered_for_space,
     output:
         manifest="{batch}/package-{space}/{shard}.json",
     log:

@@ -12,8 +12,6 @@ SPACES = ("native", "coreg", "atlas")
 #: Where a shard job's manifest stands, relative to the work tree (a Snakemake template as well).
 MANIFEST = "{batch}/{stage}/{shard}.json"
 JOURNAL = "{batch}/{stage}/{shard}.jsonl"
-LOG = "logs/{batch}/{stage}/{shard}.log"
-BENCHMARK = "benchmarks/{batch}/{stage}/{shard}.tsv"
 
 #: Tail of a repository's name and of its zips, by space.
 SUFFIX = {"native": "", "coreg": "-coreg", "atlas": "-atlas"}
@@ -57,10 +55,6 @@ class WorkTree:
     def journal(self, batch: str, stage: str, shard: str) -> Path:
         """Append-only records of a shard's studies in one stage."""
         return self.root / JOURNAL.format(batch=batch, stage=stage, shard=shard)
-
-    def log(self, batch: str, stage: str, shard: str) -> Path:
-        """Log of a shard job."""
-        return self.root / LOG.format(batch=batch, stage=stage, shard=shard)
 
     def study(self, batch: str, stage: str, study_uid: str) -> Path:
         """Folder of the files a stage made for one study."""
