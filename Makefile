@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 CORES ?= $(shell nproc)
 
-.PHONY: help demo test test-unit lint format docs clean
+.PHONY: help install demo test test-unit lint format docs clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -25,6 +25,8 @@ demo/export: | $(READY)
 demo/config.yaml: config/examples/demo.yaml
 	@mkdir -p demo
 	cp $< $@
+
+install: $(READY)
 
 demo: $(READY) demo/export demo/config.yaml
 	$(BIN)/mrmill run --configfile demo/config.yaml --cores $(CORES) \

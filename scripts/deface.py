@@ -1,13 +1,15 @@
-"""Rule deface: load the model once, hand one shard to the library and write its manifest."""
+"""Rule deface: hand one shard to the library and write its manifest."""
 
 from dataclasses import replace
-from functools import partial
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrmill.deface import deface_study, read_decisions
 from mrmill.logs import log_to
-from mrmill.masks import make_masker
-from mrmill.shards import process_shard
+from mrmill.masks import Masker, make_masker
+from mrmill.records import Outcome
+from mrmill.shards import Study, process_shard
 from mrmill.stages import shard_job
 
 if TYPE_CHECKING:  # what Snakemake injects, for editors and type checkers
@@ -18,6 +20,17 @@ settings, job = shard_job(
     snakemake.config, "deface", snakemake.wildcards, snakemake.params.stage, workers=1
 )
 decisions = read_decisions(settings.deface.decisions)
-masker = make_masker(settings.deface, threads=snakemake.threads)
-do = partial(deface_study, settings=settings.deface, masker=masker, decisions=decisions)
+
+
+@cache
+def masker() -> Masker:
+    """Load the model once, and only when there is a study to work on."""
+    return make_masker(settings.deface, threads=snakemake.threads)
+
+
+def do(study: Study, scratch: Path) -> Outcome:
+    """Deface one study in this process."""
+    return deface_study(study, scratch, settings.deface, masker(), decisions)
+
+
 process_shard(replace(job, per_study=decisions), do)

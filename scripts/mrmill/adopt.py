@@ -1,7 +1,8 @@
 """Stage adopt: a study of a native release takes the place of a defaced one.
 
 Nothing is computed anew: the images and masks of the release are put where the deface stage
-would have put them, byte for byte, once each was read to its end and its masks lie on its grid.
+would have put them, byte for byte. Before that, each is read to its end; masks must lie on their
+image's grid, the image must be 0 wherever its defacing mask is, and no header may carry text.
 """
 
 import re
@@ -16,9 +17,10 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 
 from mrmill.layout import native_image, native_mask
-from mrmill.reasons import ACCEPTED, FAILED, REJECTED, Rejected
+from mrmill.reasons import ACCEPTED, Rejected
 from mrmill.records import Outcome
 from mrmill.shards import Study, guarded
+from mrmill.verify_zips import header_text
 from mrmill.volumes import Volume, read_volume
 
 Entry = dict[str, Any]
@@ -61,10 +63,7 @@ def adopt_study(study: Study, scratch: Path) -> Outcome:
     n_centers = sum(entry["is_center_modality"] for entry in accepted)
     if n_centers == 1:
         return Outcome(series=entries)
-    failed = [entry for entry in entries if entry["state"] == FAILED]
-    if failed:  # the study may have its center once the cause is mended
-        return Outcome(FAILED, "error", error=failed[0]["error"], series=entries)
-    return Outcome(REJECTED, "no_center", f"{n_centers} centers", "one", series=entries)
+    return Outcome.stopped("no_center", entries, f"{n_centers} centers", "one")
 
 
 def _adopt_series(row: dict[str, Any], study_uid: str, opener: Opener, scratch: Path) -> Entry:
@@ -89,12 +88,15 @@ def _adopt_series(row: dict[str, Any], study_uid: str, opener: Opener, scratch: 
             volumes = {kind: _take(name, kind, opener, scratch) for kind, name in files.items()}
             for kind in ("brain", "defacing"):
                 _check_mask(volumes[kind], kind, volumes["img"])
+            _check_defaced(volumes["img"], volumes["defacing"])
         entry["files"] = files
     return entry
 
 
 def _take(name: str, kind: str, opener: Opener, scratch: Path) -> Volume:
-    """Copy a member into scratch and read it to its end."""
+    """Copy a member into scratch, read it to its end and see that its header says nothing."""
+    import nibabel as nib
+
     path = scratch / name
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -104,7 +106,10 @@ def _take(name: str, kind: str, opener: Opener, scratch: Path) -> Volume:
         raise Rejected("unreadable_image", f"{kind} file missing", "three files") from None
     except (BadZipFile, EOFError, zlib.error):
         raise Rejected("unreadable_image", f"{kind} file damaged", "three files") from None
-    return read_volume(path)
+    volume = read_volume(path)
+    if places := header_text(nib.load(path)):
+        raise Rejected("header_text", f"{kind} file: {', '.join(places)}", "no text")
+    return volume
 
 
 def _check_mask(mask: Volume, kind: str, image: Volume) -> None:
@@ -124,6 +129,19 @@ def _check_mask(mask: Volume, kind: str, image: Volume) -> None:
         raise Rejected("empty_mask", f"{kind} mask without a voxel", "at least one")
     if not np.isin(mask.data, (0, 1)).all():
         raise Rejected("unreadable_image", f"{kind} mask with other values", "0 and 1")
+
+
+def _check_defaced(image: Volume, defacing: Volume) -> None:
+    """Check that what the mask says was removed is gone.
+
+    Raises
+    ------
+    Rejected
+        `not_defaced`.
+    """
+    n_left = int(np.count_nonzero(image.data[defacing.data == 0]))
+    if n_left:
+        raise Rejected("not_defaced", f"{n_left} removed voxels are not 0", "all 0")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from mrmill.config import Config
+from mrmill.errors import UserError
 from mrmill.identity import IdentityError, load_key
 
 #: Work and release together hold at most about this many times the bytes of the export:
@@ -75,6 +76,7 @@ def _tools(config: Config) -> Iterator[Finding]:
 def _masks(config: Config) -> Iterator[Finding]:
     if config.input.kind == "release":
         return
+    from mrmill.deface import read_decisions
     from mrmill.masks import MaskerError, require_device
     from mrmill.masks.hdbet import require_model
 
@@ -92,6 +94,10 @@ def _masks(config: Config) -> Iterator[Finding]:
         yield Finding("ok", f"device {device}")
     except MaskerError as error:  # a login node has none, and needs none
         yield Finding("warning", str(error), "jobs on a machine without it fail at once")
+    try:
+        read_decisions(config.deface.decisions)
+    except (UserError, OSError, KeyError) as error:
+        yield Finding("problem", f"deface.decisions: {error}", "mend the table")
 
 
 def _atlas(config: Config) -> Iterator[Finding]:

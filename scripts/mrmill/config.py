@@ -289,8 +289,8 @@ class Config(Block):
         0.1,
         ge=0,
         le=1,
-        description="a shard with a larger share of failed (not rejected) studies, and more than one, "
-        "fails its job",
+        description="a shard with a larger share of failed (not rejected) studies, and more "
+        "than one, fails its job",
     )
     resources: RuleResources = DEFAULTS
 

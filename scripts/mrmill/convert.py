@@ -16,7 +16,7 @@ from typing import Any
 
 from mrmill.config import Convert
 from mrmill.converter import Output, run_dcm2niix
-from mrmill.reasons import ACCEPTED, FAILED, REJECTED, Rejected
+from mrmill.reasons import ACCEPTED, REJECTED, Rejected
 from mrmill.records import Outcome
 from mrmill.shards import Study, guarded
 from mrmill.slices import Instance, check_stack, read_instance
@@ -57,18 +57,10 @@ def convert_study(study: Study, scratch: Path, settings: Convert) -> Outcome:
 
 
 def study_outcome(entries: list[Entry]) -> Outcome:
-    """Return the state of a study that lives as long as one of its series does.
-
-    With nothing accepted and something failed it is failed, so that a retry opens it again.
-    """
-    states = [entry["state"] for entry in entries]
-    if ACCEPTED in states:
+    """Return the state of a study that lives as long as one of its series does."""
+    if any(entry["state"] == ACCEPTED for entry in entries):
         return Outcome(series=entries)
-    if FAILED in states:
-        return Outcome(
-            FAILED, "error", series=entries, error=entries[states.index(FAILED)]["error"]
-        )
-    return Outcome(REJECTED, "no_accepted_series", series=entries)
+    return Outcome.stopped("no_accepted_series", entries)
 
 
 def convert_series(series: dict[str, Any], scratch: Path, settings: Convert) -> list[Entry]:

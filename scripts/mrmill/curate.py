@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from mrmill.classify import Classification, Rules, classify
 from mrmill.config import Curate
 from mrmill.headers import Columns, age_years, iso_date, with_series_table
-from mrmill.reasons import ACCEPTED, FAILED, REJECTED, Rejected
+from mrmill.reasons import ACCEPTED, REJECTED, Rejected
 from mrmill.records import Outcome
 from mrmill.shards import Study, guarded
 
@@ -249,20 +249,18 @@ def _series_order(entry: Entry) -> tuple[float, str]:
 
 
 def _without_center(entries: list[Entry], accepted: list[Entry]) -> Outcome:
-    """Reject a study as a whole; a failed series may be what it misses, so then it is failed."""
+    """Reject a study as a whole, with the series that were fine."""
     for entry in accepted:
         entry.update(state=REJECTED, reason="study_rejected")
-    failed = [entry for entry in entries if entry["state"] == FAILED]
-    if failed:
-        return Outcome(FAILED, "error", series=entries, error=failed[0]["error"])
-    return Outcome(REJECTED, "no_center" if accepted else "no_accepted_series", series=entries)
+    return Outcome.stopped("no_center" if accepted else "no_accepted_series", entries)
 
 
 def _moved(day: str | None, shift_days: int) -> str:
-    """Return a study date moved by the patient's offset; empty when unknown."""
-    if not day:
+    """Return a study date moved by the patient's offset; empty when it is no date."""
+    try:
+        return (date.fromisoformat(iso_date(day or "")) + timedelta(days=shift_days)).isoformat()
+    except (ValueError, OverflowError):
         return ""
-    return (date.fromisoformat(iso_date(day)) + timedelta(days=shift_days)).isoformat()
 
 
 def _written_age(years: float | None, above_89: int | None) -> int | str:

@@ -12,7 +12,7 @@ from mrmill.layout import native_image, native_mask
 from mrmill.masks import Masker
 from mrmill.masks.quality import largest_component, measure_mask, outside_limits
 from mrmill.quickshear import Plane, face_plane
-from mrmill.reasons import ACCEPTED, FAILED, REJECTED, Rejected
+from mrmill.reasons import ACCEPTED, Rejected
 from mrmill.records import Outcome
 from mrmill.shards import Study, guarded
 from mrmill.volumes import Volume, as_released, read_volume, write_volume
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ADMIT, REJECT = "admit", "reject"
+
+DECISION_COLUMNS = ("study_uid", "series_id", "decision")
 
 Decisions = dict[str, dict[str, str]]
 
@@ -66,10 +68,7 @@ def deface_study(
             reference = reference or (plane if is_t1w(entry) else None)
     if settle_center(entries):
         return Outcome(series=entries)
-    failed = [entry for entry in entries if entry["state"] == FAILED]
-    if failed:  # the study may still have a center once the cause is mended
-        return Outcome(FAILED, "error", error=failed[0]["error"], series=entries)
-    return Outcome(REJECTED, "no_center", series=entries)
+    return Outcome.stopped("no_center", entries)
 
 
 def deface_series(
@@ -192,15 +191,19 @@ def read_decisions(table: Path | None) -> Decisions:
     Raises
     ------
     ConfigError
-        For a decision that is neither.
+        For a table without its columns, or a row that does not say which series, or what.
     """
     decisions: Decisions = {}
     if table is None:
         return decisions
     with table.open(newline="", encoding="utf-8-sig") as file:
-        for row in csv.DictReader(file):
-            decision = row["decision"].strip().lower()
-            if decision not in (ADMIT, REJECT):
-                raise ConfigError(f"{table.name}: decision must be {ADMIT} or {REJECT}")
-            decisions.setdefault(row["study_uid"], {})[row["series_id"]] = decision
+        reader = csv.DictReader(file)
+        for row in reader:
+            study_uid, series_id, decision = ((row.get(c) or "").strip() for c in DECISION_COLUMNS)
+            if not (study_uid and series_id and decision.lower() in (ADMIT, REJECT)):
+                raise ConfigError(
+                    f"deface.decisions: {table.name}, line {reader.line_num}: "
+                    f"needs {', '.join(DECISION_COLUMNS)}; a decision is {ADMIT} or {REJECT}"
+                )
+            decisions.setdefault(study_uid, {})[series_id] = decision.lower()
     return decisions

@@ -27,8 +27,14 @@ if TYPE_CHECKING:
 
 TABLE = Path(__file__).parents[2] / "config" / "header_columns.yaml"
 
-#: Types whose release is guarded by `allowed` or `rewrite`: numbers cannot carry a name.
+#: Types whose release is guarded by `allowed` or `rewrite`.
 TEXTS = ("text", "codes", "tokens")
+
+#: Types whose release is guarded by `minimum` and `maximum`: a large number may be an identifier.
+NUMBERS = ("integer", "number", "numbers")
+
+#: Longest text, or code of several, that is released: what DICOM's LO holds (PS3.5, 6.2).
+MAX_TEXT = 64
 
 #: What separates the several values of a column; codes are short enough to be split at any sign.
 SEPARATORS = {"codes": re.compile(r"[\\/_,\s]+"), "tokens": re.compile(r"[\\/]+")}
@@ -57,12 +63,17 @@ class Column(BaseModel):
     required: bool = False
     allowed: tuple[str, ...] = ()
     rewrite: dict[str, str] = {}
+    minimum: float = -math.inf
+    maximum: float = math.inf
 
     @model_validator(mode="after")
     def _check_guarded(self) -> "Column":
         open_text = self.type in TEXTS and not (self.computed or self.allowed or self.rewrite)
         if self.release and open_text:
             raise ValueError(f"{self.name}: a released text needs `allowed` or `rewrite`")
+        open_number = self.type in NUMBERS and math.inf in (-self.minimum, self.maximum)
+        if self.release and open_number and not self.computed:
+            raise ValueError(f"{self.name}: a released number needs `minimum` and `maximum`")
         if self.release and self.type == "date" and not self.computed:
             raise ValueError(f"{self.name}: an original date is never released")
         return self
@@ -117,15 +128,24 @@ class Column(BaseModel):
         """
         if not self.release or value is None:
             return ""
-        if self.type == "numbers":
-            return json.dumps([_short(number) for number in value])
+        if self.type in NUMBERS:
+            numbers = value if self.type == "numbers" else [value]
+            if not all(self.minimum <= number <= self.maximum for number in numbers):
+                return ""
+            written = [_short(number) for number in numbers]
+            return json.dumps(written) if self.type == "numbers" else written[0]
         if self.type not in TEXTS:
-            return _short(value)
-        for found, new in self._rewrites:
-            if found.fullmatch(value):
-                return new
+            return value
         parts = [value] if self.type == "text" else value.split("\\")
-        return "\\".join(part for part in parts if self.allowed and self._allowed.fullmatch(part))
+        return "\\".join(filter(None, map(self._released_text, parts)))
+
+    def _released_text(self, text: str) -> str:
+        if len(text) > MAX_TEXT:
+            return ""
+        for found, new in self._rewrites:
+            if found.fullmatch(text):
+                return new
+        return text if self.allowed and self._allowed.fullmatch(text) else ""
 
 
 Columns = tuple[Column, ...]

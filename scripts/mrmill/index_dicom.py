@@ -215,12 +215,14 @@ class DicomIndex(Index):
                 yield shards
 
     def _without_copies(self, files: list[File]) -> list[File]:
-        """Keep one file per SOPInstanceUID: the largest, as an interrupted copy is smaller."""
-        best: dict[str, File] = {}
+        """Keep one file per instance of a series: the largest, as a broken copy is smaller."""
+        best: dict[tuple[str, str], File] = {}
         for file in files:
-            known = best.setdefault(file.SOPInstanceUID, file)
+            # the series counts too: some software gives two series the same instance UIDs
+            instance = file.SeriesInstanceUID, file.SOPInstanceUID
+            known = best.setdefault(instance, file)
             if file.size > known.size:
-                best[file.SOPInstanceUID] = file
+                best[instance] = file
         self.dropped["duplicate"] += len(files) - len(best)
         return files if len(best) == len(files) else sorted(best.values())
 

@@ -56,6 +56,18 @@ class WorkTree:
         """Append-only records of a shard's studies in one stage."""
         return self.root / JOURNAL.format(batch=batch, stage=stage, shard=shard)
 
+    def drop_manifest(self, batch: str, stage: str, shard: str) -> None:
+        """Have Snakemake work on a shard again: drop its manifest and those of the tables.
+
+        Snakemake does not miss a file between others; with the last ones gone it looks at all.
+        """
+        for path in (
+            self.manifest(batch, stage, shard),
+            self.root / batch / "catalog.json",
+            self.root / "catalog.json",
+        ):
+            path.unlink(missing_ok=True)
+
     def study(self, batch: str, stage: str, study_uid: str) -> Path:
         """Folder of the files a stage made for one study."""
         return self.root / batch / stage / study_uid

@@ -54,7 +54,11 @@ class Lease:
         deadline = time.monotonic() + self.wait_s
         while not self._take():
             if time.monotonic() > deadline:
-                raise LeaseTaken(f"{self.path.name} is held by {describe(self.path)}")
+                raise LeaseTaken(
+                    f"{self.path.stem} of {self.path.parent}: {describe(self.path)} is at work on "
+                    "it\n  Wait for it to end, or end it; `mrmill status` shows how far it is. "
+                    "What is done is kept."
+                )
             time.sleep(min(1.0, max(0.05, self.wait_s / 10)))
         threading.Thread(target=self._beat, daemon=True, name="lease").start()
         return self

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mrmill.reasons import ACCEPTED
+from mrmill.reasons import ACCEPTED, FAILED, REJECTED
 
 
 @dataclass
@@ -49,6 +49,20 @@ class Outcome:
     def accepted_series(self) -> list[dict[str, Any]]:
         """Return the entries that go on to the next stage."""
         return [entry for entry in self.series if entry["state"] == ACCEPTED]
+
+    @classmethod
+    def stopped(
+        cls, reason: str, series: list[dict[str, Any]], found: str = "", limit: str = ""
+    ) -> "Outcome":
+        """Return the outcome of a study that cannot go on with what is left of its series.
+
+        It is rejected for `reason`; but where a series failed, that series may be what the study
+        lacks, so then the study is failed, and a retry opens it again once the cause is mended.
+        """
+        failed = next((entry for entry in series if entry["state"] == FAILED), None)
+        if failed:
+            return cls(FAILED, "error", error=failed["error"], series=series)
+        return cls(REJECTED, reason, found, limit, series)
 
 
 @dataclass

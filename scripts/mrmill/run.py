@@ -183,13 +183,13 @@ def drop_hollow_manifests(config: Config) -> None:
     work, release = WorkTree(config.work), ReleaseTree(config.release, config.dataset.name)
     plan = read_plan(config)
     for batch, stage, shard in finished(work, plan):
-        manifest = work.manifest(batch, stage, shard)
+        manifest = json.loads(work.manifest(batch, stage, shard).read_text(encoding="utf-8"))
         records = Journal(work.journal(batch, stage, shard)).records()
-        for uid, decided in json.loads(manifest.read_text(encoding="utf-8"))["studies"].items():
+        for uid, decided in manifest["studies"].items():
             record = records.get(uid)
             same = record is not None and record.content == decided["content"]
             if not (same and is_whole(record, work, release, batch, stage)):
-                manifest.unlink()
+                work.drop_manifest(batch, stage, shard)
                 break
     for batch in plan:
         if not release.metadata(batch).exists():
@@ -221,6 +221,6 @@ def reopen_failed(work: WorkTree, reason: str = "", batch: str = "") -> int:
             causes |= {outcome.reason} if outcome.state == "failed" else set()
             if causes and (not reason or reason in causes):
                 journal.append("reopen", uid)
-                path.with_suffix(".json").unlink(missing_ok=True)
+                work.drop_manifest(path.parents[1].name, path.parent.name, path.stem)
                 opened += 1
     return opened

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from mrmill.errors import UserError
 from mrmill.layout import ReleaseTree, WorkTree
 from mrmill.lease import Lease, LeaseTaken
 from mrmill.logs import collected, write_collected
@@ -426,8 +427,10 @@ def guarded(entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def is_machine_error(error: BaseException) -> bool:
-    """Whether an error is the machine's (a full disk, say) and no study's fault."""
-    return isinstance(error, OSError) and error.errno in MACHINE_ERRORS
+    """Whether an error is the machine's or the set-up's (a full disk, say), and no study's."""
+    return isinstance(error, UserError) or (
+        isinstance(error, OSError) and error.errno in MACHINE_ERRORS
+    )
 
 
 def error_location(error: BaseException) -> str:

@@ -52,6 +52,9 @@ TYPES = {
     "atlas": {"image": FLOAT, "brain": MASK, "defacing": MASK},
 }
 
+#: Fields of a NIfTI header that hold free text; NIfTI-2 lacks the first two.
+TEXT_FIELDS = ("data_type", "db_name", "descrip", "aux_file", "intent_name")
+
 
 @dataclass(frozen=True, order=True)
 class Problem:
@@ -206,6 +209,8 @@ def _open(
     except Exception as error:  # whatever a broken file makes a reader raise
         return None, [Problem(where, "unreadable", f"cannot be read: {type(error).__name__}")]
     found = list(_header_problems(where, image, TYPES[archive.space][key[0]]))
+    if any(packed[3:8]):  # RFC 1952: flags of optional fields (name, comment, ...), then the time
+        found.append(Problem(where, "gzip_header", "has a name, a comment or a time in its gzip"))
     found += _itk_problems(where, image, packed, scratch)
     return image, found
 
@@ -214,6 +219,8 @@ def _header_problems(
     where: str, image: "nib.Nifti1Image", types: Iterable[str]
 ) -> Iterator[Problem]:
     header = image.header
+    if places := header_text(image):
+        yield Problem(where, "header_text", f"carries text in {', '.join(places)}")
     if str(image.get_data_dtype()) not in types:
         text = f"is {image.get_data_dtype()}, must be {' or '.join(types)}"
         yield Problem(where, "dtype", text)
@@ -223,6 +230,14 @@ def _header_problems(
         yield Problem(where, "form_codes", "sform_code and qform_code must be above 0")
     elif not np.allclose(image.get_sform(), image.get_qform(), rtol=0, atol=MAX_AFFINE_DIFFERENCE):
         yield Problem(where, "forms_differ", "sform and qform are not equal")
+
+
+def header_text(image: "nib.Nifti1Image") -> list[str]:
+    """Return where the header of an image, read from a file, carries text: fields, extensions."""
+    header = image.header
+    places = [name for name in TEXT_FIELDS if name in header and header[name].item().strip(b"\0 ")]
+    between_header_and_voxels = image.dataobj.offset > header.single_vox_offset
+    return [*places, "extensions"] if between_header_and_voxels else places
 
 
 def _itk_problems(

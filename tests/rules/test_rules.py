@@ -15,8 +15,8 @@ def copy(finished, tmp_path):
 
 
 def snakemake(project, *targets):
-    command = [sys.executable, "-m", "snakemake", "--cores", "2"]
-    command += ["--configfile", str(project / "config.yaml"), *targets]
+    command = [sys.executable, "-m", "snakemake", *targets, "--cores", "2"]
+    command += ["--configfile", str(project / "config.yaml")]
     result = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result.stderr
@@ -73,7 +73,7 @@ def test_a_rule_asks_for_a_gpu_where_the_device_is_cuda(copy):
     config = copy / "config.yaml"
     config.write_text(config.read_text().replace("device: cpu", "device: cuda"))
     forget(copy, "deface")
-    command = [sys.executable, "-m", "snakemake", "--configfile", str(config), "--cores", "1"]
-    command += ["--dry-run", "batch00/deface/shard0000.json"]
+    command = [sys.executable, "-m", "snakemake", "batch00/deface/shard0000.json", "--dry-run"]
+    command += ["--configfile", str(config), "--cores", "1"]
     result = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True)
     assert "gpu=1" in result.stdout + result.stderr

@@ -29,20 +29,25 @@ def row(series_id, center):
 ROWS = [row(CENTER, "True"), row(MOVING, "False")]
 
 
-def write_image(path, data, slice_mm=3.0):
+PIXELS = np.arange(210, dtype=np.uint16).reshape(5, 6, 7)
+MASK = np.zeros((5, 6, 7), np.uint8)
+MASK[1:4, 1:4, 1:4] = 1
+
+
+def write_image(path, data, slice_mm=3.0, alter=lambda header: None):
     path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(data, np.diag([1.0, 1.0, slice_mm, 1.0])), path)
+    image = nib.Nifti1Image(data, np.diag([1.0, 1.0, slice_mm, 1.0]))
+    alter(image.header)
+    nib.save(image, path)
 
 
 @pytest.fixture
 def released(tmp_path):
     """Unpacked study folder of a release with two series."""
     folder = tmp_path / "release" / UID
-    mask = np.zeros((5, 6, 7), np.uint8)
-    mask[1:4, 1:4, 1:4] = 1
     for series_id in (CENTER, MOVING):
         for kind, name in KINDS.items():
-            data = mask if kind != "img" else np.arange(210, dtype=np.uint16).reshape(5, 6, 7)
+            data = MASK if kind != "img" else PIXELS * MASK
             write_image(folder / name.format(UID, series_id), data)
     return folder
 
@@ -154,6 +159,40 @@ def test_a_series_with_a_bad_mask_is_left_out_and_leaves_no_file(
     outcome, scratch = adopt(zipped(released))
     assert outcome.state == "accepted"
     assert [entry["reason"] for entry in outcome.series] == ["", reason]
+    assert all(CENTER in name for name in contents(scratch))
+
+
+def test_an_image_that_is_not_defaced_is_left_out(adopt, released):
+    one_voxel = PIXELS * MASK
+    one_voxel[4, 5, 6] = 1
+    write_image(released / KINDS["img"].format(UID, MOVING), one_voxel)
+    outcome, scratch = adopt(released)
+    assert [entry["reason"] for entry in outcome.series] == ["", "not_defaced"]
+    assert "1 removed voxel" in outcome.series[1]["found"]
+    assert all(CENTER in name for name in contents(scratch))
+
+
+def add_extension(header):
+    header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Dr Smith"))
+
+
+@pytest.mark.parametrize("kind", ["img", "brain", "defacing"])
+@pytest.mark.parametrize(
+    "place", ["descrip", "aux_file", "db_name", "intent_name", "data_type", "extensions"]
+)
+def test_a_series_with_text_in_a_header_is_left_out(adopt, released, kind, place):
+    def alter(header):
+        if place == "extensions":
+            add_extension(header)
+        else:
+            header[place] = b"Dr Smith"
+
+    data = PIXELS * MASK if kind == "img" else MASK
+    write_image(released / KINDS[kind].format(UID, MOVING), data, alter=alter)
+    outcome, scratch = adopt(released)
+    assert [entry["reason"] for entry in outcome.series] == ["", "header_text"]
+    assert place in outcome.series[1]["found"]
+    assert "Smith" not in str(outcome)
     assert all(CENTER in name for name in contents(scratch))
 
 

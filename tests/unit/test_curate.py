@@ -285,5 +285,7 @@ def test_a_row_holds_every_column_of_the_release_and_no_other():
     assert "2024" not in str(row)
 
 
-def test_a_study_without_a_date_has_an_empty_one():
-    assert only(curated(series(), plan={"StudyDate": ""}))["row"]["anon_study_date"] == ""
+@pytest.mark.parametrize("day", ["", "2024.01.31", "00000000", "00010101", "ANON", "20240199"])
+def test_a_study_without_a_usable_date_has_an_empty_one(day):
+    entry = only(curated(series(), plan={"StudyDate": day}))
+    assert (entry["state"], entry["row"]["anon_study_date"]) == ("accepted", "")

@@ -198,6 +198,29 @@ def test_an_unknown_decision_is_an_error(run):
         run([(image(0), "T1w")], [BRAIN], [f"{UID},t1w-raw-axi-0,maybe"])
 
 
+def test_blanks_around_the_cells_of_a_decision_mean_nothing(tmp_path):
+    table = tmp_path / "decisions.csv"
+    table.write_text(f"study_uid,series_id,decision\n {UID} , t1w-raw-axi-0\t, Admit \n")
+    assert read_decisions(table) == {UID: {"t1w-raw-axi-0": "admit"}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "study_uid,series_id,decision\nS,a,admit\n,a,admit\n",
+        "study_uid,series_id,decision\nS,a,admit\nS, ,admit\n",
+        "study_uid,series_id,decision\nS,a,admit\nS,a\n",
+        "study_uid,decision\n\nS,admit\n",
+    ],
+    ids=["no study", "no series", "a short row", "no column"],
+)
+def test_a_decision_that_names_no_series_is_an_error_with_its_line(tmp_path, content):
+    table = tmp_path / "decisions.csv"
+    table.write_text(content)
+    with pytest.raises(ConfigError, match="line 3: needs study_uid, series_id, decision"):
+        read_decisions(table)
+
+
 def test_an_island_in_the_face_is_kept_and_shown_to_a_person(run, tmp_path):
     island = np.zeros(SHAPE, bool)
     island[28:31, 65:68, 3:5] = True

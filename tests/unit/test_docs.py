@@ -67,9 +67,9 @@ def test_the_readme_links_every_page():
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("```sh\n.venv/bin/mrmill chekc --configfile my.yaml\n```", ["chekc"]),
-        ("```text\n$ mrmill verfy release\n```", ["verfy"]),
-        ("call `mrmill rn` again", ["rn"]),
+        ("```sh\n.venv/bin/mrmill frobnicate --configfile my.yaml\n```", ["frobnicate"]),
+        ("```text\n$ mrmill grind release\n```", ["grind"]),
+        ("call `mrmill spin` again", ["spin"]),
         ("mrmill turns an export into a release", []),
     ],
 )

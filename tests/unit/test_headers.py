@@ -1,7 +1,9 @@
 """Header records: DICOM classic and enhanced, sidecars, the series table, what may be released."""
 
+import itertools
 import json
 import math
+import time
 
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -169,12 +171,97 @@ def test_makers_are_written_in_one_way(raw, cell):
 
 
 @pytest.mark.parametrize(
-    "model", ["Prisma_fit", "DISCOVERY MR750", "Signa HDxt", "Achieva dStream", "uMR 790"]
+    "model",
+    [
+        *("Prisma_fit", "MAGNETOM Prisma Fit", "TrioTim", "DISCOVERY MR750", "Optima_MR450w"),
+        *("Signa HDxt", "GENESIS_SIGNA", "SIGNA PET/MR", "SIGNA Premier", "Achieva dStream"),
+        *("Gyroscan Intera", "Ingenia Elition X", "Galan 3T", "uMR 790", "ECHELON Oval"),
+    ],
 )
 def test_known_models_are_written_and_a_site_s_own_name_is_not(model):
     assert released({"Manufacturer'sModelName": model})["Manufacturer'sModelName"] == model
     of_a_site = {"Manufacturer'sModelName": f"{model} St Mary"}
     assert released(of_a_site)["Manufacturer'sModelName"] == ""
+
+
+SAFE = {
+    "Manufacturer'sModelName": ["MR 7700", "SIGNA Premier", "Intera", "Galan 3T", "uMR 790"],
+    "ReceiveCoilName": ["Head_32", "HeadNeck_20_TCS", "8_Channel_Head", "SENSE-Head-8"],
+    "SoftwareVersions": [
+        *("syngo MR E11", "syngo_MR_2004A_4VA25A", "5.3.0\\5.3.0.3", "V6.1SP3002*"),
+    ],
+    "SequenceName": ["*tfl3d1_16ns", "*tir2d1rs17", "_fl3d1r_t70", "spc_314ns", "ep_b0"],
+    "MRAcquisitionType": ["3D"],
+    "PatientPosition": ["HFS"],
+}
+IDENTIFIERS = [
+    *("20240131", "2024-01-31", "31.01.2024", "560312", "ACC1234567", "A-12.345.678"),
+    *("12345678901", "1" * 90, "1 2 3 4 5 6 7 8 9 0", "12_34_56_78_90", "MR 1" + "1" * 90 + "!"),
+    *("Smith", "Dr^Smith", "SMITH JOHN 19560312", "\n12345678", "1.2.840.113619.2.5"),
+]
+NASTY = {
+    "Manufacturer'sModelName": [
+        "MR 12345678901",
+        "SIGNA 123456789",
+        "Intera12345678901",
+        "Intera1956",
+    ],
+    "ReceiveCoilName": ["Head_12_34_56_78_90", "Head_123", "SENSE-Head-1234"],
+    "SoftwareVersions": [
+        "12.03.56",
+        "10.20.30.40",
+        "1.2.3",
+        "12.03.56\\12.03.56",
+        "5.3.0\\5.3.1.0",
+    ],
+    "SequenceName": ["fl3d12345_678", "se2d12123_456", "ep_b19560312", "tse2d1_19560312"],
+    "ScanOptions": ["ZIP1956_GEMS", "SAT19560312"],
+    "ImageType": ["TE195603"],
+}
+
+
+@pytest.mark.parametrize(("name", "texts"), SAFE.items())
+def test_what_vendors_write_is_released(name, texts):
+    assert [released({name: text})[name] for text in texts] == texts
+
+
+def test_no_name_date_or_identifier_comes_out_of_any_column():
+    started = time.perf_counter()
+    read = [column for column in load_columns() if column.release and not column.computed]
+    for column in read:
+        tails = itertools.product(
+            SAFE.get(column.name, []), ["", " ", "_", "\\", "\n"], IDENTIFIERS
+        )
+        for text in [*IDENTIFIERS, *NASTY.get(column.name, []), *map("".join, tails)]:
+            assert column.released(column.cleaned(text)) == "", (column.name, text)
+    assert time.perf_counter() - started < 1
+    assert len(read) > 25
+
+
+def test_a_text_longer_than_64_characters_is_not_released():
+    column = Column(name="x", description="", type="tokens", release=True, allowed=["a+"])
+    assert column.released("a" * 64 + "\\" + "a" * 65) == "a" * 64
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "outside"),
+    [
+        ("FieldStrength_T", 3.0, 30000.0),  # written in gauss
+        ("SeriesNumber", 40012, 100000),
+        ("SeriesNumber", 0, -1),
+        ("TR_ms", 11000.0, 195603.0),
+        ("FlipAngle", 180.0, 361.0),
+    ],
+)
+def test_a_number_out_of_its_bounds_becomes_an_empty_cell(name, inside, outside):
+    assert released({name: inside})[name] == inside
+    assert released({name: outside})[name] == ""
+
+
+def test_one_number_of_several_out_of_bounds_empties_the_cell():
+    name = "AcquisitionMatrix"
+    assert released({name: [0.0, 256.0, 192.0, 0.0]})[name] == "[0, 256, 192, 0]"
+    assert released({name: [0.0, 256.0, 19560312.0, 0.0]})[name] == ""
 
 
 def test_identifying_columns_are_not_in_the_release():
@@ -233,6 +320,7 @@ def test_the_age_is_read_in_all_its_units(header, years):
     ("change", "problem"),
     [
         ({"type": "text", "release": True}, "needs `allowed` or `rewrite`"),
+        ({"type": "number", "release": True, "minimum": 0}, "needs `minimum` and `maximum`"),
         ({"type": "date", "release": True}, "never released"),
         ({"type": "number", "dicomm": ["EchoTime"]}, "Extra inputs"),
     ],

@@ -126,6 +126,15 @@ def test_of_two_copies_the_larger_is_used(export, tmp_path):
     assert series["files"] == ["whole.dcm"]
 
 
+def test_two_series_with_the_same_instance_uids_both_stay(export, tmp_path):
+    for series in ("1.1.1", "1.1.2"):
+        for number in ("1", "2"):
+            write_dicom(export / series / number, series=series, instance=f"9.{number}")
+    found = index(export, tmp_path)
+    assert [s["n_sop"] for s in entries_of(found)["1.1"]["series"]] == [2, 2]
+    assert found.dropped["duplicate"] == 0
+
+
 def test_a_study_of_two_patients_is_rejected(export, tmp_path):
     write_dicom(export / "1", instance="1", patient="P1")
     write_dicom(export / "2", instance="2", patient="P2")

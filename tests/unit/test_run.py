@@ -1,6 +1,5 @@
 """What a run does before Snakemake: no manifest may promise what is not there."""
 
-
 import pytest
 
 from mrmill.config import checked

@@ -1,5 +1,6 @@
 import csv
 import gzip
+import io
 import shutil
 import subprocess
 import zipfile
@@ -125,7 +126,7 @@ def replace_image(release, space, member, data, affine=AFFINE, alter=lambda imag
         changed.set_qform(affine, code=1)
         changed.set_sform(affine, code=1)
         alter(changed)
-        members[f"{UID}/{member}"] = gzip.compress(changed.to_bytes())
+        members[f"{UID}/{member}"] = gzip.compress(changed.to_bytes(), mtime=0)
 
     rezip(release, space, change)
 
@@ -251,6 +252,14 @@ def shift_sform(image):
     image.set_sform(nib.affines.from_matvec(AFFINE[:3, :3], AFFINE[:3, 3] + 0.5), code=1)
 
 
+def describe(image):
+    image.header["descrip"] = b"Dr Smith"
+
+
+def extend(image):
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Dr Smith"))
+
+
 @pytest.mark.parametrize(
     ("space", "member", "data", "affine", "alter", "code"),
     [
@@ -258,6 +267,8 @@ def shift_sform(image):
         ("native", NATIVE, image("float32"), AFFINE, None, "not_defaced"),
         ("native", NATIVE, image("uint16", KEPT), AFFINE, unset_sform, "form_codes"),
         ("native", NATIVE, image("uint16", KEPT), AFFINE, shift_sform, "forms_differ"),
+        ("native", NATIVE, image("uint16", KEPT), AFFINE, describe, "header_text"),
+        ("atlas", layout.atlas_image(UID, T2), image("float32"), ATLAS, extend, "header_text"),
         ("native", DEFACING, KEPT * 2, AFFINE, None, "mask_values"),
         ("native", DEFACING, KEPT, ATLAS, None, "grid"),
         ("native", DEFACING, KEPT[:-1], AFFINE, None, "grid"),
@@ -286,10 +297,23 @@ def test_a_volume_with_a_slope_is_found(release):
     def scale(members):
         content = bytearray(gzip.decompress(members[f"{UID}/{NATIVE}"]))
         content[112:116] = np.float32(2).tobytes()  # scl_slope in a NIfTI-1 header
-        members[f"{UID}/{NATIVE}"] = gzip.compress(content)
+        members[f"{UID}/{NATIVE}"] = gzip.compress(content, mtime=0)
 
     rezip(release, "native", scale)
     assert codes(release) == {"scaled"}
+
+
+@pytest.mark.parametrize("told", [{"mtime": 1}, {"mtime": 0, "filename": "smith.nii"}])
+def test_a_name_or_a_time_in_the_gzip_is_found(release, told):
+    def repack(members):
+        content = gzip.decompress(members[f"{UID}/{NATIVE}"])
+        packed = io.BytesIO()
+        with gzip.GzipFile(fileobj=packed, mode="wb", **{"filename": "", **told}) as file:
+            file.write(content)
+        members[f"{UID}/{NATIVE}"] = packed.getvalue()
+
+    rezip(release, "native", repack)
+    assert codes(release) == {"gzip_header"}
 
 
 def test_an_image_cut_short_is_found_and_the_others_are_still_read(release):

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import pytest
 from conftest import environment, mrmill, project
+
+from mrmill.records import Journal, Outcome, Record
 
 HERE = Path(__file__).parent
 EXPECTED = HERE / "expected_files.txt"
@@ -136,6 +139,31 @@ def test_a_second_run_does_nothing(finished):
     assert {p: p.stat().st_mtime_ns for p in (finished / "work").rglob("*.json")} == times
 
 
+def test_what_was_deleted_behind_its_back_is_made_again(finished, tmp_path):
+    project_copy = shutil.copytree(finished, tmp_path / "copy")
+    next((project_copy / "release").rglob("*_coreg.zip")).unlink()
+    next((project_copy / "work").glob("batch00/convert/*/*.nii.gz")).unlink()
+    (project_copy / "release/TINY/ledger.csv").unlink()
+    result = mrmill("run", "-c", project_copy / "config.yaml", "--cores", 2)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert release_files(project_copy) == release_files(finished)
+    assert len(list((project_copy / "work").glob("batch00/convert/*/*.nii.gz"))) == len(
+        list((finished / "work").glob("batch00/convert/*/*.nii.gz"))
+    )
+
+
+def test_retry_opens_a_failed_study_and_the_next_run_finishes_it(finished, tmp_path):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    journal = Journal(next((copy / "work").glob("batch00/curate/shard0001.jsonl")))
+    uid, record = next(iter(journal.records().items()))
+    journal.write(Record(uid, record.key, Outcome("failed", "error", error="OSError x.py:1")))
+    opened = mrmill("retry", "-c", copy / "config.yaml")
+    assert "1 studies are open again" in opened.stdout
+    result = mrmill("run", "-c", copy / "config.yaml", "--cores", 2)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert release_files(copy) == release_files(finished)
+
+
 def test_killed_in_the_middle_it_resumes_to_the_same_bytes(finished, tiny_export, tmp_path):
     config = project(tmp_path, input={"path": str(tiny_export)})
     command = [sys.executable, "-m", "mrmill", "run", "-c", str(config), "--cores", "2"]
@@ -187,12 +215,8 @@ def test_the_plain_two_steps_give_the_same_release(finished, tiny_export, tmp_pa
 
 def test_a_changed_threshold_redoes_its_stage_and_what_follows(finished, tmp_path):
     """A higher age limit rejects studies; conversion is left alone."""
-    import shutil
-
     for name in ("work", "release"):
         shutil.copytree(finished / name, tmp_path / name)
-    export = json.loads((finished / "work/plan/shards.json").read_text())
-    assert export
     config_text = (finished / "config.yaml").read_text()
     config = project(tmp_path)
     config.write_text(config_text + "curate: {age_min_years: 150}\n")

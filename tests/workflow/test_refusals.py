@@ -21,7 +21,7 @@ def refused(*arguments):
 
 def test_an_empty_export(tmp_path):
     (tmp_path / "export").mkdir()
-    assert "no " in refused("run", "-c", project(tmp_path))
+    assert "nothing to plan" in refused("run", "-c", project(tmp_path))
 
 
 def test_a_folder_without_dicom(tmp_path):

@@ -81,7 +81,7 @@ def outside_limits(quality: dict[str, float], limits: MaskQuality) -> list[tuple
         "plane_shift_mm": (-math.inf, limits.max_plane_shift_mm),
     }
     return [
-        (f"{name} {quality[name]:g}", f"{name} {low:g} to {high:g}")
+        (f"{name} {quality[name]:g}", f"{name} {low:g} to {high:g}".replace("-inf to ", "<= "))
         for name, (low, high) in ranges.items()
         if name in quality and not low <= quality[name] <= high
     ]
