@@ -66,9 +66,10 @@ def deface_study(
                 entry, source, scratch, study.study_uid, settings, masker, decision, reference
             )
             reference = reference or (plane if is_t1w(entry) else None)
-    if settle_center(entries):
-        return Outcome(series=entries)
-    return Outcome.stopped("no_center", entries)
+    has_center = settle_center(entries)
+    for entry in entries:
+        del entry["row"]  # stays with curate, so that a cell of it changes no mask
+    return Outcome(series=entries) if has_center else Outcome.stopped("no_center", entries)
 
 
 def deface_series(

@@ -87,8 +87,15 @@ class Record:
 
     @property
     def content(self) -> str:
-        """Digest of what was decided and written, which is all that a later stage depends on."""
+        """Digest of all that was decided and written."""
         return digest({"outcome": vars(self.outcome), "files": self.files})
+
+    @property
+    def passed_on(self) -> str:
+        """Digest of what a later stage depends on: all but the rows meant for the tables."""
+        series = [{k: v for k, v in e.items() if k != "row"} for e in self.outcome.series]
+        outcome = {**vars(self.outcome), "series": series}
+        return digest({"outcome": outcome, "files": self.files})
 
     def to_line(self) -> dict[str, Any]:
         """Return the journal line."""

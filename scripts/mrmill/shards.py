@@ -156,7 +156,7 @@ class ShardJob:
                 "params": self.params,
                 "plan": planned,
                 "own": self.per_study.get(study.study_uid),
-                "inputs": {stage: record.content for stage, record in study.upstream.items()},
+                "inputs": {stage: r.passed_on for stage, r in study.upstream.items()},
             }
         )
 

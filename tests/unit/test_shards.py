@@ -284,6 +284,29 @@ def test_a_redone_stage_with_equal_results_redoes_nothing_after_it(tree):
     assert len(calls) == len(UIDS)
 
 
+def with_cell(study, scratch, cell):
+    (scratch / "a").write_text(study.study_uid)
+    row = {"TE_ms": cell}
+    return Outcome(series=[{"series_key": "S", "state": "accepted", "reason": "", "row": row}])
+
+
+def test_a_cell_of_a_table_row_redoes_no_later_stage_but_changes_the_manifest(tree):
+    calls = []
+    first, second = job_on(tree), job_on(tree, stage="curate", needs=("convert",))
+    process_shard(first, partial(with_cell, cell=1))
+    before = manifest(tree)
+    process_shard(second, partial(count, calls=calls))
+    process_shard(replace(first, params={"new": 1}), partial(with_cell, cell=2))
+    process_shard(second, partial(count, calls=calls))
+    assert len(calls) == len(UIDS)
+    assert manifest(tree)["studies"] != before["studies"]
+
+
+def count(study, scratch, calls):
+    calls.append(study.study_uid)
+    return Outcome()
+
+
 def test_one_bad_series_does_not_touch_its_siblings():
     entries = [{"series_key": k} for k in "abc"]
     for entry in entries:
