@@ -24,6 +24,7 @@ ConfigFile = Annotated[
     Path, typer.Option("--configfile", "-c", help="Settings of the run (see config/config.yaml).")
 ]
 Workers = Annotated[int, typer.Option("--cores", "-j", help="Processes to use.", min=1)]
+NewKey = Annotated[bool, typer.Option("--new-key", help="First make the pseudonym key.")]
 CORES = os.cpu_count() or 1
 
 
@@ -32,7 +33,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        errors.print(f"mrmill: {error}", style="red", highlight=False, markup=False)
+        errors.print(f"mrmill: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)
 
 
@@ -40,9 +41,7 @@ def main() -> None:
 def plan(
     configfile: ConfigFile,
     cores: Workers = CORES,
-    new_key: Annotated[
-        bool, typer.Option("--new-key", help="First make the pseudonym key.")
-    ] = False,
+    new_key: NewKey = False,
 ) -> None:
     """Look through the export and put its studies into shards and batches."""
     from mrmill.run import alone, make_key, plan_with_progress
@@ -59,9 +58,7 @@ def run(
     context: typer.Context,
     configfile: ConfigFile,
     cores: Workers = CORES,
-    new_key: Annotated[
-        bool, typer.Option("--new-key", help="First make the pseudonym key.")
-    ] = False,
+    new_key: NewKey = False,
 ) -> None:
     """Plan, then run the workflow; all further arguments go to snakemake."""
     from mrmill.run import make_key, run_workflow
