@@ -1,5 +1,15 @@
-"""The one kind of error that is a message for a person rather than a defect."""
+"""Errors: messages for a person, and what may be said of a defect outside the work tree."""
+
+import traceback
+from pathlib import Path
 
 
 class UserError(Exception):
     """Something a user can put right: what, where, what was found, what to do next."""
+
+
+def error_location(error: BaseException) -> str:
+    """Return class and code line of an error, and nothing of its text (it may hold paths)."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{where}"

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mrmill.errors import UserError, error_location
+
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def log_to(path: str | Path) -> None:
-    """Send this process's log, warnings and uncaught errors to a file."""
+    """Send this process's log, warnings and uncaught errors to a file in the work tree."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(filename=path, filemode="w", level=logging.INFO, format=FORMAT, force=True)
     logging.captureWarnings(True)
@@ -19,7 +21,9 @@ def log_to(path: str | Path) -> None:
 
     def log_uncaught(kind, error, trace) -> None:
         logging.getLogger("mrmill").critical("the job ends", exc_info=(kind, error, trace))
-        sys.__excepthook__(kind, error, trace)
+        # the console may be kept outside the work tree, and an error's text may hold a path
+        words = error if isinstance(error, UserError) else error_location(error)
+        print(f"mrmill: {words}\n  The whole story is in the job's log.", file=sys.stderr)
 
     sys.excepthook = log_uncaught
 

@@ -15,7 +15,6 @@ import resource
 import shutil
 import signal
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from mrmill.errors import UserError
+from mrmill.errors import UserError, error_location
 from mrmill.layout import ReleaseTree, WorkTree
 from mrmill.lease import Lease, LeaseTaken
 from mrmill.logs import collected, write_collected
@@ -431,13 +430,6 @@ def is_machine_error(error: BaseException) -> bool:
     return isinstance(error, UserError) or (
         isinstance(error, OSError) and error.errno in MACHINE_ERRORS
     )
-
-
-def error_location(error: BaseException) -> str:
-    """Return class and code line of an error, and nothing of its text (it may hold paths)."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}{where}"
 
 
 @contextmanager

@@ -7,6 +7,8 @@ import sys
 import pytest
 from conftest import ROOT, environment
 
+from mrmill.records import Journal
+
 
 @pytest.fixture
 def copy(finished, tmp_path):
@@ -69,11 +71,18 @@ def test_splits_ledger_and_card_are_written_again(copy, finished):
         assert (copy / name).read_bytes() == (finished / name).read_bytes()
 
 
-def test_a_rule_asks_for_a_gpu_where_the_device_is_cuda(copy):
+def test_a_gpu_job_without_cuda_fails_at_once_and_blames_no_study(copy):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
     config = copy / "config.yaml"
     config.write_text(config.read_text().replace("device: cpu", "device: cuda"))
     forget(copy, "deface")
-    command = [sys.executable, "-m", "snakemake", "batch00/deface/shard0000.json", "--dry-run"]
-    command += ["--configfile", str(config), "--cores", "1"]
+    command = [sys.executable, "-m", "snakemake", "batch00/deface/shard0001.json", "--cores", "1"]
+    command += ["--configfile", str(config)]
     result = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True)
-    assert "gpu=1" in result.stdout + result.stderr
+    assert result.returncode != 0
+    assert "deface.device is cuda" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert Journal(copy / "work/batch00/deface/shard0001.jsonl").records() == {}
