@@ -32,15 +32,16 @@ def contents() -> dict[str, str]:
     """Return what each generated file has to hold."""
     return {
         "config/config.yaml": default_config(),
-        "config/config.schema.json": json.dumps(schema(), indent=2) + "\n",
+        "config/config.schema.json": schema(),
         "docs/generated/configuration.md": configuration_page(),
         "docs/generated/reasons.md": reasons_page(),
     }
 
 
-def schema() -> dict[str, Any]:
+def schema() -> str:
     """Return the JSON schema of a config file; editors use it to complete and check."""
-    return Config.model_json_schema(by_alias=True)
+    text = json.dumps(Config.model_json_schema(by_alias=True), indent=2) + "\n"
+    return text.replace(f"{ROOT}/", "")  # the project's own tables, wherever it is checked out
 
 
 def settings_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
