@@ -11,7 +11,7 @@ from mrmill.config import ConfigError, Deface
 from mrmill.layout import native_image, native_mask
 from mrmill.masks import Masker
 from mrmill.masks.quality import largest_component, measure_mask, outside_limits
-from mrmill.quickshear import Plane, face_plane
+from mrmill.quickshear import face_plane
 from mrmill.reasons import ACCEPTED, Rejected
 from mrmill.records import Outcome
 from mrmill.shards import Study, guarded
@@ -57,15 +57,16 @@ def deface_study(
     """
     decided = decisions.get(study.study_uid, {})
     entries = [dict(entry) for entry in study.upstream["curate"].outcome.accepted_series()]
-    reference = None  # the plane of the first good T1w, which the others are held against
+    reference_mm = None  # how far out the plane of the first good T1w lies
     for entry in sorted(entries, key=_center_first):
         with guarded(entry):
             source = study.folders["convert"] / entry["file"]
             decision = decided.get(entry["series_id"])
-            plane = deface_series(
-                entry, source, scratch, study.study_uid, settings, masker, decision, reference
+            distance_mm = deface_series(
+                entry, source, scratch, study.study_uid, settings, masker, decision, reference_mm
             )
-            reference = reference or (plane if is_t1w(entry) else None)
+            if reference_mm is None and is_t1w(entry):
+                reference_mm = distance_mm
     has_center = settle_center(entries)
     for entry in entries:
         del entry["row"]  # stays with curate, so that a cell of it changes no mask
@@ -80,13 +81,18 @@ def deface_series(
     settings: Deface,
     masker: Masker,
     decision: str | None,
-    reference: Plane | None,
-) -> Plane:
+    reference_mm: float | None,
+) -> float:
     """Mask one series, remove its face, write its three files and fill in its entry.
 
     Voxels of the mask are never removed. An island of the mask beyond the plane is therefore
     kept, and more than a trace of it makes the series wait for a person. So does a plane much
-    further out than `reference`, the plane of another series in the same coordinates.
+    further from the brain's centroid than `reference_mm`, the distance in another series.
+
+    Returns
+    -------
+    distance_mm : float
+        Of the plane from the centroid of the brain.
 
     Raises
     ------
@@ -114,14 +120,15 @@ def deface_series(
         "beyond_plane_ml": round(int(np.count_nonzero(brain & ~behind)) * voxel_ml, 2),
         "removed_share": removed_share(volume.data, brain, kept),
     }
-    if reference:
-        entry["quality"]["plane_shift_mm"] = round(plane.beyond_mm(reference), 2)
+    distance_mm = plane.distance_mm(component, volume.affine)
+    if reference_mm is not None:
+        entry["quality"]["plane_shift_mm"] = round(distance_mm - reference_mm, 2)
     entry["files"] = write_defaced(scratch, study_uid, entry["series_id"], volume, brain, kept)
     problems = outside_limits(entry["quality"], settings.quality)
     if problems and decision != ADMIT:
         found, limit = map("; ".join, zip(*problems, strict=True))
         raise Rejected("needs_review", found, limit)
-    return plane
+    return distance_mm
 
 
 def removed_share(data: "NDArray", brain: "NDArray[np.bool_]", kept: "NDArray[np.bool_]") -> float:

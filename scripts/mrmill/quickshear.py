@@ -38,9 +38,6 @@ AHEAD_MM, BELOW_MM = 30.0, 60.0
 #: Lines that remove this share less than the best one count as no good; in between, linearly.
 TOLERANCE = 0.02
 
-#: Half the length of face along the plane, from the brow to the chin.
-FACE_REACH_MM = 80.0
-
 #: Columns of the face window in which the removed height is summed up.
 WINDOW_COLUMNS = 64
 
@@ -79,25 +76,21 @@ class Plane:
         i, j, k = np.ogrid[: shape[0], : shape[1], : shape[2]]
         return steps[0] * i + steps[1] * j + steps[2] * k <= self.offset_mm - start
 
-    def beyond_mm(self, other: "Plane") -> float:
-        """How far this plane lies further out than another, where faces are.
+    def distance_mm(self, mask: "NDArray[np.bool_]", affine: "NDArray[np.float64]") -> float:
+        """How far the plane is from the centroid of a mask.
+
+        It says how far out a plane lies whatever the head's place in the scanner, and is much
+        the same for all series of a head.
 
         Parameters
         ----------
-        other : Plane
-            In the same patient coordinates: another series of the same session.
-
-        Returns
-        -------
-        beyond_mm : float
-            Largest distance along this plane's normal, over the part of the other plane within
-            `FACE_REACH_MM` of its point nearest to the origin; negative where all of it lies
-            further in.
+        mask : (I, J, K) ndarray of bool
+            At least one voxel.
+        affine : (4, 4) ndarray
+            Voxel index to scanner position, RAS+, in mm.
         """
-        along = np.cross(other.normal, (1.0, 0.0, 0.0))
-        reach = np.linspace(-FACE_REACH_MM, FACE_REACH_MM, 17)[:, None]
-        points = other.normal * other.offset_mm + reach * along / np.linalg.norm(along)
-        return float((self.offset_mm - points @ self.normal).max())
+        centroid = affine[:3, :3] @ np.argwhere(mask).mean(axis=0) + affine[:3, 3]
+        return float(self.offset_mm - self.normal @ centroid)
 
     def as_record(self) -> dict[str, list[float] | float]:
         """Return plain values."""

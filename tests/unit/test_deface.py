@@ -233,12 +233,12 @@ def test_an_island_in_the_face_is_kept_and_shown_to_a_person(run, tmp_path):
 
 
 def test_a_mask_that_runs_into_the_orbits_is_shown_to_a_person(run):
-    """The patient's coordinates are one in a study, so the planes of its series agree."""
+    """The plane is as far from the brain in every series of a head."""
     leaking = BRAIN | ball(centre=(30, 46, 22), radii=(14, 14, 10))
     series = [(image(0), "T1w"), (image(1), "T2w"), (image(0), "FLAIR")]
     entries = run(series, [BRAIN, leaking]).series
     assert [e["reason"] for e in entries] == ["", "needs_review", ""]
-    assert entries[1]["quality"]["plane_shift_mm"] > 8
+    assert entries[1]["quality"]["plane_shift_mm"] > 4
     assert "plane_shift_mm" in entries[1]["found"]
     assert entries[2]["quality"]["plane_shift_mm"] == pytest.approx(0, abs=1e-6)
 

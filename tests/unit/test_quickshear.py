@@ -2,8 +2,10 @@
 
 from itertools import permutations, product
 
+import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.eulerangles import euler2mat
 from scipy.spatial.transform import Rotation
 
 from mrmill.masks.quality import largest_component
@@ -187,12 +189,16 @@ def test_an_odd_mask_raises_nothing_and_is_kept_whole(what, mask):
     assert (kept & largest_component(mask)).sum() == largest_component(mask).sum(), what
 
 
-def test_a_plane_further_out_is_seen_by_how_far():
-    inner = Plane(np.array([0, 0.6, -0.8]), offset_mm=50.0)
-    assert Plane(inner.normal, 57.5).beyond_mm(inner) == pytest.approx(7.5)
-    assert Plane(inner.normal, 45.0).beyond_mm(inner) == pytest.approx(-5)
-    turned = Plane(np.array([0, np.sin(0.7), -np.cos(0.7)]), 50.0)
-    tilt = np.arccos(inner.normal @ turned.normal)
-    # two planes at the same distance from the origin part like the hands of a clock
-    expected = 50 * (1 - np.cos(tilt)) + 80 * np.sin(tilt)
-    assert turned.beyond_mm(inner) == pytest.approx(expected)
+@pytest.mark.parametrize("degrees", [0, 20, -35])
+def test_the_distance_from_the_brain_moves_with_the_head_and_tells_of_the_plane(degrees):
+    brain = np.zeros((40, 50, 30), bool)
+    brain[10:31, 15:36, 5:26] = True  # its centroid is voxel (20, 25, 15)
+    affine = np.eye(4)
+    affine[:3, :3] = euler2mat(x=np.radians(degrees)) @ np.diag([-2.0, 2.0, 3.0])
+    affine[:3, 3] = (7, -50, 31)
+    centroid = nib.affines.apply_affine(affine, (20, 25, 15))
+    normal = np.array([0, 0.6, -0.8])
+    for distance_mm in (75.0, -3.0):
+        point = centroid + distance_mm * normal + 40 * np.array([1, 0.8, 0.6])  # on the plane
+        plane = Plane(normal, float(normal @ (point - 40 * np.array([1, 0, 0]))))
+        assert plane.distance_mm(brain, affine) == pytest.approx(distance_mm)
