@@ -13,3 +13,11 @@ def error_location(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{where}"
+
+
+def public_words(error: BaseException) -> str:
+    """Return what may be said of an error outside the work tree, for a person."""
+    if isinstance(error, UserError):
+        return str(error)
+    reason = f"{error.strerror} " if isinstance(error, OSError) and error.strerror else ""
+    return f"{reason}({error_location(error)})"

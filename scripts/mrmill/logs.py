@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mrmill.errors import UserError, error_location
+from mrmill.errors import public_words
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -22,8 +22,7 @@ def log_to(path: str | Path) -> None:
     def log_uncaught(kind, error, trace) -> None:
         logging.getLogger("mrmill").critical("the job ends", exc_info=(kind, error, trace))
         # the console may be kept outside the work tree, and an error's text may hold a path
-        words = error if isinstance(error, UserError) else error_location(error)
-        print(f"mrmill: {words}\n  The whole story is in the job's log.", file=sys.stderr)
+        print(f"mrmill: {public_words(error)}\n  More is in the job's log.", file=sys.stderr)
 
     sys.excepthook = log_uncaught
 

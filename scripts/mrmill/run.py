@@ -66,7 +66,7 @@ def plan_with_progress(config: Config, cores: int, console: Console) -> None:
             progress.update(bars[what], completed=done, total=total)
 
         summary = make_plan(config, cores, show)
-    console.print(plan_text(summary), highlight=False, markup=False)
+    console.print(plan_text(summary), highlight=False, markup=False, soft_wrap=True)
 
 
 def plan_text(summary: "PlanSummary") -> str:
