@@ -1,5 +1,7 @@
 """Look before a run: what is missing, and what to do about it."""
 
+import difflib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,7 +11,9 @@ from pathlib import Path
 
 from mrmill.config import Config
 from mrmill.errors import UserError
-from mrmill.identity import IdentityError, load_key
+from mrmill.identity import IdentityError, Pseudonyms, load_key
+from mrmill.index_nifti import PLACE
+from mrmill.layout import ReleaseTree, WorkTree
 
 #: Work and release together hold at most about this many times the bytes of the export:
 #: converted and defaced images, three spaces, two of them float32 (measured on MR-RATE's sizes:
@@ -18,6 +22,9 @@ BYTES_PER_INPUT_BYTE = 6
 
 #: Larger exports are sized by this many files: a look before a run must stay a look.
 MAX_COUNTED_FILES = 100_000
+
+#: Of many mistakes in a table this many are named.
+MAX_NAMED = 20
 
 #: Less free space than this stops even a small run.
 MIN_FREE_BYTES = 2 * 2**30
@@ -46,6 +53,8 @@ def check(config: Config) -> list[Finding]:
         *_masks(config),
         *_atlas(config),
         *_key(config),
+        *_series_table(config),
+        *_decisions(config),
         *_disks(config),
     ]
     return sorted(findings, key=lambda f: ("problem", "warning", "ok").index(f.level))
@@ -57,9 +66,6 @@ def _input(config: Config) -> Iterator[Finding]:
         yield Finding("ok", f"input {path}")
     else:
         yield Finding("problem", f"input.path {path} does not exist", "mend input.path")
-    table = config.input.series_table
-    if table and not table.is_file():
-        yield Finding("problem", f"input.series_table {table} does not exist", "mend the path")
 
 
 def _tools(config: Config) -> Iterator[Finding]:
@@ -76,7 +82,6 @@ def _tools(config: Config) -> Iterator[Finding]:
 def _masks(config: Config) -> Iterator[Finding]:
     if config.input.kind == "release":
         return
-    from mrmill.deface import read_decisions
     from mrmill.masks import MaskerError, require_device
     from mrmill.masks.hdbet import require_model
 
@@ -94,10 +99,6 @@ def _masks(config: Config) -> Iterator[Finding]:
         yield Finding("ok", f"device {device}")
     except MaskerError as error:  # a login node has none, and needs none
         yield Finding("warning", str(error), "jobs on a machine without it fail at once")
-    try:
-        read_decisions(config.deface.decisions)
-    except (UserError, OSError, KeyError) as error:
-        yield Finding("problem", f"deface.decisions: {error}", "mend the table")
 
 
 def _atlas(config: Config) -> Iterator[Finding]:
@@ -115,11 +116,83 @@ def _atlas(config: Config) -> Iterator[Finding]:
 def _key(config: Config) -> Iterator[Finding]:
     if config.input.kind == "release":
         return
+    plan = WorkTree(config.work).shards
     try:
-        load_key(config.identity.key_file)
-        yield Finding("ok", f"pseudonym key {config.identity.key_file}")
+        fingerprint = Pseudonyms(load_key(config.identity.key_file)).fingerprint
     except IdentityError as error:
-        yield Finding("problem", str(error), "`mrmill plan --new-key` makes one")
+        yield Finding("problem", str(error))
+        return
+    planned = json.loads(plan.read_text("utf-8")).get("key_fingerprint") if plan.exists() else None
+    if planned in (None, fingerprint):
+        yield Finding("ok", f"pseudonym key {config.identity.key_file}")
+    else:
+        text = f"{config.work} was planned with another key than {config.identity.key_file}"
+        yield Finding("problem", text, "put back the key it was planned with")
+
+
+def _series_table(config: Config) -> Iterator[Finding]:
+    """Look for what a person may have mistyped: columns, modalities, ages."""
+    table = config.input.series_table
+    if not table:
+        return
+    found = list(islice(table_problems(config, table), MAX_NAMED))
+    yield from found
+    if not found:
+        yield Finding("ok", f"series table {table}")
+
+
+def table_problems(config: Config, table: Path) -> Iterator[Finding]:
+    """Yield what is wrong with a series table, by line; cells of a person are never repeated."""
+    from mrmill.classify import load_rules
+    from mrmill.headers import age_years, load_columns
+    from mrmill.index import PlanError, read_rows
+
+    needed = {"dicom": ["SeriesInstanceUID"]}.get(config.input.kind, list(PLACE))
+    rules = load_rules(config.curate.classification)
+    known = {c.table for c in load_columns(config.convert.header_columns) if c.table} | {*needed}
+    written = ", ".join(rules.release_names.get(m, m) for m in rules.modalities)
+    try:
+        for number, (where, row) in enumerate(read_rows(table, "input.series_table", needed)):
+            for column in (row.keys() - known) if number == 0 else ():
+                near = difflib.get_close_matches(column, known, n=1, cutoff=0.4)
+                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
+                yield Finding("warning", f"{table}: column {column} is not read; {hint}")
+            modality, age = row.get("modality", "").strip(), row.get("PatientAge", "").strip()
+            if modality:
+                try:
+                    rules.named(modality)
+                except ValueError:
+                    text = f"{where}: modality {modality!r}, accepted {written}"
+                    yield Finding("problem", text, "mend the table")
+            if age and age_years({"Patient'sAge": age}) is None:
+                text = f"{where}: PatientAge {age!r}, accepted 45, 045Y, 018M, 006W or 010D"
+                yield Finding("problem", text, "mend the table")
+    except PlanError as error:
+        yield Finding("problem", str(error), "mend the table")
+
+
+def _decisions(config: Config) -> Iterator[Finding]:
+    """Hold a person's decisions against the series there are: a mistyped reject is none."""
+    from mrmill.catalog import read_table
+    from mrmill.deface import read_decisions
+
+    table = config.deface.decisions
+    if table is None:
+        return
+    ledger = ReleaseTree(config.release, config.dataset.name).ledger
+    try:
+        decided = {(s, i) for s, series in read_decisions(table).items() for i in series}
+    except UserError as error:
+        yield Finding("problem", str(error), "mend the table")
+        return
+    except OSError as error:
+        yield Finding("problem", f"deface.decisions {table}: {error.strerror}", "mend the path")
+        return
+    if ledger.exists():
+        known = {(row["study_uid"], row["series_id"]) for row in read_table(ledger)}
+        for study_uid, series_id in sorted(decided - known):
+            text = f"deface.decisions: {study_uid} {series_id} is no series of {ledger}"
+            yield Finding("problem", text, "mend or remove the row")
 
 
 def _disks(config: Config) -> Iterator[Finding]:

@@ -213,5 +213,10 @@ def read_decisions(table: Path | None) -> Decisions:
                     f"deface.decisions: {table.name}, line {reader.line_num}: "
                     f"needs {', '.join(DECISION_COLUMNS)}; a decision is {ADMIT} or {REJECT}"
                 )
-            decisions.setdefault(study_uid, {})[series_id] = decision.lower()
+            said = decisions.setdefault(study_uid, {})
+            if said.setdefault(series_id, decision.lower()) != decision.lower():
+                raise ConfigError(
+                    f"deface.decisions: {table.name}, line {reader.line_num}: "
+                    "another line decides otherwise about this series"
+                )
     return decisions

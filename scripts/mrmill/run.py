@@ -46,9 +46,20 @@ def alone(config: Config) -> Iterator[None]:
 
 
 def make_key(config: Config, console: Console) -> None:
-    """Make the pseudonym key."""
+    """Make the pseudonym key of a project that has none and nothing planned.
+
+    Raises
+    ------
+    ConfigError
+        When a plan is there: a new key could not go on with it.
+    """
     from mrmill.identity import new_key
 
+    if WorkTree(config.work).shards.exists():
+        raise ConfigError(
+            f"{config.work} holds a plan made with another key: put that key back as "
+            f"{config.identity.key_file}, or start over in another work tree"
+        )
     new_key(config.identity.key_file)
     console.print(f"new pseudonym key {config.identity.key_file}: keep it, and keep it secret")
 

@@ -1,6 +1,7 @@
 """Bad input: each gets a message that says what to do, and an exit code other than 0."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,7 +109,6 @@ def snakemake(*arguments):
 
 
 def test_no_room_on_the_disk(tmp_path, monkeypatch):
-    import shutil
     from collections import namedtuple
 
     from mrmill.check import check
@@ -140,3 +140,75 @@ def test_check_passes_on_a_good_project(tmp_path, tiny_export):
 def test_messages_do_not_name_the_export_in_a_release(finished: Path, tiny_export):
     for path in (finished / "release").rglob("*.csv"):
         assert str(tiny_export) not in path.read_text()
+
+
+def checked(config):
+    """What `mrmill check` says, on one line, and whether it found a problem."""
+    result = mrmill("check", "-c", config)
+    assert "Traceback" not in result.stderr
+    return " ".join(result.stdout.split()), result.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("file,patient_id,study_id\na.nii.gz,1,1\n", "has no column path"),
+        (
+            "path,patient_id,study_id,modality\na.nii.gz,1,1,t1\n",
+            "line 2: modality 't1', accepted T1w",
+        ),
+        (
+            "path,patient_id,study_id,PatientAge\na.nii.gz,1,1,forty\n",
+            "PatientAge 'forty', accepted 45",
+        ),
+    ],
+)
+def test_a_mistake_in_the_series_table_is_named_by_its_line(tmp_path, table, words):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "series.csv").write_text(table)
+    source = {"kind": "nifti", "path": "export", "series_table": "series.csv"}
+    said, is_problem = checked(project(tmp_path, input=source))
+    assert words in said
+    assert is_problem
+
+
+def test_a_column_that_is_not_read_is_named_with_the_nearest(tmp_path):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "series.csv").write_text("path,patient_id,study_id,Age\na.nii.gz,1,1,40\n")
+    source = {"kind": "nifti", "path": "export", "series_table": "series.csv"}
+    said, is_problem = checked(project(tmp_path, input=source))
+    assert "column Age is not read; did you mean PatientAge?" in said
+    assert not is_problem
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("NOSUCHSTUD,t2w-raw-axi,reject", "NOSUCHSTUD t2w-raw-axi is no series"),
+        ("A,t1w-raw-axi,reject\nA,t1w-raw-axi,admit", "line 3: another line decides otherwise"),
+        ("A,t1w-raw-axi,rejct", "line 2: needs study_uid, series_id, decision"),
+    ],
+)
+def test_a_decision_that_decides_nothing_stops_a_run(finished, tmp_path, rows, words):
+    (tmp_path / "decisions.csv").write_text(f"study_uid,series_id,decision\n{rows}\n")
+    config = project(
+        tmp_path,
+        input={"path": "export"},
+        release=str(finished / "release"),
+        deface={"backend": "deepbet", "device": "cpu", "decisions": "decisions.csv"},
+    )
+    said, is_problem = checked(config)
+    assert words in said
+    assert is_problem
+
+
+def test_a_lost_or_wrong_key_is_named_and_no_new_one_is_made(finished, tmp_path):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    key = copy / "pseudonym.key"
+    key.write_text("11" * 32 + "\n")
+    said, is_problem = checked(copy / "config.yaml")
+    assert "put back the key it was planned with" in said
+    assert is_problem
+    key.unlink()
+    assert "put that key back" in refused("plan", "-c", copy / "config.yaml", "--new-key")
+    assert not key.exists()
