@@ -5,7 +5,6 @@ allow-list only.
 """
 
 import csv
-import hashlib
 import json
 import logging
 import math
@@ -21,7 +20,7 @@ from mrmill.config import Dataset
 from mrmill.errors import UserError
 from mrmill.layout import SPACES, ZIP_SUFFIX, ReleaseTree, WorkTree
 from mrmill.reasons import ACCEPTED
-from mrmill.records import Journal, Record, write_json
+from mrmill.records import Journal, Record, sha256_of, write_json
 
 log = logging.getLogger(__name__)
 
@@ -263,7 +262,7 @@ def catalog_release(
         write_checksums(release.repository(space), _known(work, order, space))
         checksums.append(release.checksums(space))
     written = [release.splits, release.ledger, release.card, *checksums]
-    digests = {str(path.relative_to(release.root)): _sha256(path) for path in written}
+    digests = {str(path.relative_to(release.root)): sha256_of(path) for path in written}
     return {"counts": counts, "digests": digests}
 
 
@@ -334,7 +333,7 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows([cell(row.get(column)) for column in columns] for row in rows)
-    return _sha256(path)
+    return sha256_of(path)
 
 
 def cell(value: Any) -> str:
@@ -362,8 +361,3 @@ def appearing_whole(path: Path) -> Iterator[TextIO]:
 
 def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

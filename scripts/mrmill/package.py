@@ -10,7 +10,7 @@ from typing import Any
 from mrmill import layout
 from mrmill.layout import ReleaseTree
 from mrmill.reasons import ACCEPTED, REJECTED
-from mrmill.records import Outcome
+from mrmill.records import Outcome, sha256_of
 from mrmill.shards import Study
 
 #: Why a study has no zip in a space.
@@ -50,8 +50,6 @@ def package_study(study: Study, scratch: Path, space: str, release: ReleaseTree)
     final = release.zip(space, study.batch, study.study_uid)
     members = {f"{study.study_uid}/{name}": path for name, path in _files(study, space, accepted)}
     digests = write_zip(final, members)
-    with final.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return Outcome(
         series=[
             {"series_key": e["series_key"], "series_id": e["series_id"], "state": ACCEPTED}
@@ -59,7 +57,7 @@ def package_study(study: Study, scratch: Path, space: str, release: ReleaseTree)
         ],
         zip={
             "path": str(final.relative_to(release.repository(space))),
-            "sha256": sha256,
+            "sha256": sha256_of(final),
             "bytes": final.stat().st_size,
             "members": digests,
         },

@@ -1,7 +1,6 @@
 """Hold a release, local or downloaded, against its checksums, its tables and the dataset guide."""
 
 import csv
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from mrmill.layout import SPACES, ReleaseTree
 from mrmill.ledger import COLUMNS as LEDGER_COLUMNS
 from mrmill.ledger import YES
 from mrmill.reasons import ACCEPTED, FAILED, REJECTED
+from mrmill.records import sha256_of
 from mrmill.verify_zips import Problem, StudyZip, member_problems, read_zips, volume_problems
 
 SPLITS = ("train", "val", "test")
@@ -77,7 +77,7 @@ def write_checksums(repository: Path, known: Mapping[str, str]) -> Path:
         Path below the repository -> digest already known, so that zips are not read again.
     """
     lines = [
-        f"{known.get(name) or _sha256(repository / name)}  {name}\n"
+        f"{known.get(name) or sha256_of(repository / name)}  {name}\n"
         for name in _files_of(repository)
     ]
     path = repository / "SHA256SUMS"
@@ -112,11 +112,6 @@ def _files_of(repository: Path) -> list[str]:
     return sorted(f.as_posix() for f in own if f.as_posix() != "SHA256SUMS")
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _checksum_problems(release: ReleaseTree, space: str) -> Iterator[Problem]:
     repository, path = release.repository(space), release.checksums(space)
     if not path.is_file():
@@ -133,7 +128,7 @@ def _checksum_problems(release: ReleaseTree, space: str) -> Iterator[Problem]:
             yield Problem(where, "file_missing", "listed in SHA256SUMS, not there")
         elif name not in listed:
             yield Problem(where, "file_unlisted", "not listed in SHA256SUMS")
-        elif _sha256(repository / name) != listed[name]:
+        elif sha256_of(repository / name) != listed[name]:
             yield Problem(where, "checksum", "is not what SHA256SUMS says: fetch it again")
 
 
