@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from mrmill.catalog import catalog_release
+from mrmill.columns import load_columns, published
 from mrmill.config import Config
 from mrmill.layout import ReleaseTree, WorkTree
 from mrmill.logs import log_to
@@ -20,6 +21,7 @@ manifest = catalog_release(
     snakemake.params.batches,
     settings.spaces,
     settings.dataset,
+    published(load_columns(settings.convert.header_columns), settings.dataset.extra_columns),
     facts(settings),
 )
 write_json(settings.work / snakemake.output.manifest, manifest)

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 from mrmill.catalog import catalog_batch
+from mrmill.columns import load_columns, published
 from mrmill.config import Config
-from mrmill.headers import load_columns, release_columns
 from mrmill.layout import ReleaseTree, WorkTree
 from mrmill.logs import log_to
 from mrmill.records import write_json
@@ -20,6 +20,6 @@ manifest = catalog_batch(
     snakemake.wildcards.batch,
     snakemake.params.shards,
     settings.spaces,
-    release_columns(load_columns(settings.convert.header_columns)),
+    published(load_columns(settings.convert.header_columns), settings.dataset.extra_columns),
 )
 write_json(settings.work / snakemake.output.manifest, manifest)

@@ -3,9 +3,7 @@
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mrmill.classify import load_rules
-from mrmill.curate import curate_study
-from mrmill.headers import load_columns
+from mrmill.curate import curate_study, load_tables
 from mrmill.logs import log_to
 from mrmill.shards import process_shard
 from mrmill.stages import shard_job
@@ -17,6 +15,5 @@ log_to(snakemake.log[0])
 settings, job = shard_job(
     snakemake.config, "curate", snakemake.wildcards, snakemake.params.stage, snakemake.threads
 )
-rules = load_rules(settings.curate.classification)
-columns = load_columns(settings.convert.header_columns)
-process_shard(job, partial(curate_study, settings=settings.curate, rules=rules, columns=columns))
+tables = load_tables(settings.curate, settings.convert.header_columns)
+process_shard(job, partial(curate_study, settings=settings.curate, tables=tables))

@@ -7,10 +7,11 @@ from typing import Any
 
 import yaml
 
+from mrmill.columns import Columns
 from mrmill.config import Dataset
 from mrmill.layout import SPACES, SUFFIX, ZIP_SUFFIX
-from mrmill.ledger import COLUMNS as LEDGER_COLUMNS
 from mrmill.reasons import reasons
+from mrmill.tables import described, load_table
 
 #: Columns that are text whatever their values look like.
 TEXT_COLUMNS = frozenset({"patient_uid", "study_uid", "series_id"})
@@ -52,6 +53,15 @@ atlas_img/<study_uid>_atlas_<series_id>.nii.gz
 atlas_seg/<study_uid>_atlas_<center_id>_{brain,defacing}-mask.nii.gz
 transform/M_atlas_<center_id>.mat                     center to atlas""",
 }
+
+
+NO_LABELS = """\
+- There is no label of contrast enhancement. Within a study, a lower `SeriesNumber` was acquired
+  earlier and is more likely without contrast."""
+
+LABELS = """\
+- Body part and contrast agent are told by headers; the column beside each says by what. Nothing is
+  guessed: `unknown` is common."""
 
 
 def count_release(
@@ -139,13 +149,17 @@ def _wider(before: str | None, now: str) -> str:
     return "string"
 
 
-def dataset_card(dataset: Dataset, counts: Mapping[str, Any], facts: Mapping[str, str]) -> str:
+def dataset_card(
+    dataset: Dataset, counts: Mapping[str, Any], columns: Columns, facts: Mapping[str, str]
+) -> str:
     """Return README.md of a release.
 
     Parameters
     ----------
     counts : mapping
         What `count_release` says.
+    columns : Columns
+        Columns of the metadata CSVs.
     facts : mapping
         Versions, atlas name and hash: what the release was made with. Nothing here may change
         from run to run, so no date.
@@ -158,19 +172,19 @@ def dataset_card(dataset: Dataset, counts: Mapping[str, Any], facts: Mapping[str
         _numbers(counts, made),
         _left_out(counts["ledger"]),
         _contract(),
+        _tables(columns),
         _provenance(facts),
         _verification(dataset),
-        _limits(),
+        _limits(columns),
     ]
     return "\n\n".join(section.strip() for section in sections) + "\n"
 
 
 def _front_matter(dataset: Dataset, columns: Mapping[str, str]) -> str:
-    split_columns = ("batch_id", "patient_uid", "study_uid", "split")
     tables = {
         "metadata": ("metadata/*_metadata.csv", columns),
-        "splits": ("splits.csv", dict.fromkeys(split_columns, "string")),
-        "ledger": ("ledger.csv", dict.fromkeys(LEDGER_COLUMNS, "string")),
+        "splits": ("splits.csv", {f.name: "string" for f in load_table("splits")}),
+        "ledger": ("ledger.csv", {f.name: "string" for f in load_table("ledger")}),
     }
     configs = [
         {
@@ -295,6 +309,26 @@ def _contract() -> str:
 """
 
 
+def _tables(columns: Columns) -> str:
+    headings = ("column", "type", "unit", "accepted", "meaning")
+    shown = ("column", "accepted", "meaning")
+    return f"""
+## Columns
+
+`metadata/<batch>_metadata.csv`:
+
+{described(columns, *headings)}
+
+`splits.csv`:
+
+{described(load_table("splits"), *shown)}
+
+`ledger.csv`:
+
+{described(load_table("ledger"), *shown)}
+"""
+
+
 def _provenance(facts: Mapping[str, str]) -> str:
     rows = [(name.replace("_", " "), f"`{value}`") for name, value in facts.items()]
     return f"## Made with\n\n{_table(('', 'Version'), rows)}"
@@ -309,8 +343,8 @@ layout. Without mrmill: `cd {dataset.name} && sha256sum --check SHA256SUMS`.
 """
 
 
-def _limits() -> str:
-    return """
+def _limits(columns: Columns) -> str:
+    return f"""
 ## Known limits
 
 - Masks, defacing and registration are automatic. Outliers of measured quality were held back; not
@@ -318,8 +352,7 @@ def _limits() -> str:
 - Removing the face lowers the risk of recognition and does not end it: do not try to identify
   anyone.
 - Modality and plane are derived from headers by rules; `classification_rule` names the rule.
-- There is no label of contrast enhancement. Within a study, a lower `SeriesNumber` was acquired
-  earlier and is more likely without contrast.
+{NO_LABELS if "contrast_agent" not in {c.name for c in columns} else LABELS}
 - Registration is rigid: images in atlas space are aligned, not deformed, to the atlas.
 """
 

@@ -4,27 +4,25 @@ Everything is made from the plan and the records; no image is opened. Columns go
 allow-list only.
 """
 
-import csv
 import json
 import logging
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from mrmill import ledger
+from mrmill.columns import Columns, adopted_row
 from mrmill.config import Dataset
 from mrmill.errors import UserError
+from mrmill.flow import Flow, FlowCounts, FlowError, flow
 from mrmill.layout import SPACES, ZIP_SUFFIX, ReleaseTree, WorkTree
 from mrmill.reasons import ACCEPTED
 from mrmill.records import Journal, Record, sha256_of, write_json
+from mrmill.tables import appearing_whole, load_table, read_table, write_checked, write_table
 
 log = logging.getLogger(__name__)
-
-SPLIT_COLUMNS = ("batch_id", "patient_uid", "study_uid", "split")
 
 Row = dict[str, Any]
 
@@ -56,13 +54,13 @@ def catalog_batch(
     batch: str,
     shards: Sequence[str],
     spaces: Iterable[str],
-    columns: Sequence[str],
+    columns: Columns,
 ) -> dict[str, Any]:
     """Write a batch's metadata CSV, and its part of ledger, splits and checksums.
 
     Parameters
     ----------
-    columns : sequence of str
+    columns : Columns
         Columns of the metadata CSV in their order; nothing else is ever written.
 
     Returns
@@ -72,28 +70,36 @@ def catalog_batch(
 
     Raises
     ------
-    LedgerError
-        If a planned series or study is missing from the records.
+    LedgerError, FlowError
+        If a planned series or study is missing from the records, or what entered a step is not
+        what left it and was lost.
     CatalogError
         If manifests, journals and zips do not agree.
+    CellError
+        If a cell holds what its column may not.
     """
     found = read_batch(work, batch, shards, spaces)
+    identities = ledger.read_identities(work.studies, batch, found.studies, shards)
     rows = ledger.ledger_rows(found.studies.values(), found.records)
+    counted = flow(rows)
     accepted = [row for row in rows if row["state"] == ACCEPTED]
     zips = _zips(found.records)
     for space in zips:
         _check_sizes(release.repository(space), zips[space])
-    folder = work.root / batch / "catalog"
+    twin = ledger.twin_rows(rows, found.studies, found.records.get("convert", {}), identities)
     digests = {
-        "metadata": write_table(release.metadata(batch), columns, metadata_rows(found, accepted)),
-        "ledger": write_table(folder / "ledger.csv", ledger.COLUMNS, rows),
-        "splits": write_table(
-            folder / "splits.csv",
-            SPLIT_COLUMNS,
+        "metadata": write_checked(
+            release.metadata(batch), columns, metadata_rows(found, accepted, columns)
+        ),
+        "splits": write_checked(
+            work.part(batch, "splits.csv"),
+            load_table("splits"),
             split_rows(found, {r["study_uid"] for r in accepted}),
         ),
     }
-    write_json(folder / "checksums.json", zips)
+    write_table(work.part(batch, "ledger.csv"), ledger.TWIN_COLUMNS, twin, private=True)
+    write_json(work.part(batch, "checksums.json"), zips)
+    write_json(work.part(batch, "flow.json"), counted.as_dict())
     if set(shards) == {path.stem for path in work.shard_plan(batch, "x").parent.glob("*.json")}:
         released = {row["study_uid"] for row in accepted}
         # a derived space that is no longer made keeps the zips of studies still released
@@ -140,7 +146,9 @@ def _recorded(work: WorkTree, batch: str, stage: str, shard: str) -> dict[str, R
     return {uid: records[uid] for uid in listed}
 
 
-def metadata_rows(batch: Batch, accepted: Iterable[Mapping[str, str]]) -> list[Row]:
+def metadata_rows(
+    batch: Batch, accepted: Iterable[Mapping[str, str]], columns: Columns
+) -> list[Row]:
     """Return one row per accepted series, by study_uid, SeriesNumber and series_id."""
     curates = "curate" in batch.records  # an adopted release brings its rows with it
     rows = []
@@ -148,7 +156,8 @@ def metadata_rows(batch: Batch, accepted: Iterable[Mapping[str, str]]) -> list[R
         uid, key = series["study_uid"], series["series_key"]
         defaced = _entry(batch.records["deface"][uid], key)
         curated = _entry(batch.records["curate"][uid], key) if curates else defaced
-        rows.append({**curated["row"], "is_center_modality": defaced["is_center_modality"]})
+        row = curated["row"] if curates else adopted_row(curated["row"], columns)
+        rows.append({**row, "is_center_modality": defaced["is_center_modality"]})
     return sorted(rows, key=_series_order)
 
 
@@ -225,12 +234,15 @@ def catalog_release(
     batches: Iterable[str],
     spaces: Iterable[str],
     dataset: Dataset,
+    columns: Columns,
     facts: Mapping[str, str],
 ) -> dict[str, Any]:
     """Write splits, ledger, dataset card and every repository's checksums.
 
     Parameters
     ----------
+    columns : Columns
+        Columns of the metadata CSVs.
     facts : mapping
         What the card says about how the release was made: versions, atlas name and hash.
 
@@ -243,19 +255,22 @@ def catalog_release(
     ------
     CatalogError
         If a patient would be in two splits, or in another one than published.
+    FlowError
+        If a batch's part of the ledger does not add up to what was counted when it was made.
     """
     from mrmill.card import count_release, dataset_card
     from mrmill.verify import write_checksums
 
     order = sorted(batches, key=batch_order)
-    splits = merged_splits([read_table(_part(work, batch, "splits.csv")) for batch in order])
+    splits = merged_splits([read_table(work.part(batch, "splits.csv")) for batch in order])
     refuse_moved_patients(release, splits)
-    write_table(release.splits, SPLIT_COLUMNS, splits)
-    write_table(release.ledger, ledger.COLUMNS, _joined(work, order, "ledger.csv"))
+    write_checked(release.splits, load_table("splits"), splits)
+    write_checked(release.ledger, load_table("ledger"), _joined_ledger(work, order))
+    write_table(work.ledger, ledger.TWIN_COLUMNS, _joined_ledger(work, order), private=True)
     counts = ledger.summary(read_table(release.ledger))
     series = (row for batch in order for row in read_table(release.metadata(batch)))
     with appearing_whole(release.card) as file:
-        file.write(dataset_card(dataset, count_release(series, splits, counts), facts))
+        file.write(dataset_card(dataset, count_release(series, splits, counts), columns, facts))
     checksums = []
     for space in [s for s in SPACES if s == "native" or s in set(spaces)]:
         release.repository(space).mkdir(parents=True, exist_ok=True)
@@ -302,61 +317,22 @@ def _refuse_other_split(patient: str, before: str, now: str) -> None:
 
 def _known(work: WorkTree, batches: Iterable[str], space: str) -> dict[str, str]:
     """Return path below the repository -> sha256 of every zip, as recorded."""
-    parts = (_json(_part(work, batch, "checksums.json")).get(space, {}) for batch in batches)
+    parts = (_json(work.part(batch, "checksums.json")).get(space, {}) for batch in batches)
     return {name: facts["sha256"] for part in parts for name, facts in part.items()}
 
 
-def _joined(work: WorkTree, batches: Iterable[str], name: str) -> Iterator[Row]:
+def _joined_ledger(work: WorkTree, batches: Iterable[str]) -> Iterator[Row]:
+    """Yield the identified rows of all batches; each has to add up to what was counted before."""
     for batch in batches:
-        yield from read_table(_part(work, batch, name))
-
-
-def _part(work: WorkTree, batch: str, name: str) -> Path:
-    return work.root / batch / "catalog" / name
-
-
-def read_table(path: Path) -> Iterator[Row]:
-    """Yield the rows of a CSV, every value as text."""
-    with path.open(encoding="utf-8", newline="") as file:
-        yield from csv.DictReader(file)
-
-
-def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """Write a CSV that appears whole or not at all; keys that are no column are left out.
-
-    Returns
-    -------
-    digest : str
-        SHA-256 of the file.
-    """
-    with appearing_whole(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([cell(row.get(column)) for column in columns] for row in rows)
-    return sha256_of(path)
-
-
-def cell(value: Any) -> str:
-    """Return a value as it stands in a table; what is missing is empty."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return json.dumps(list(value)) if isinstance(value, list | tuple) else str(value)
-
-
-@contextmanager
-def appearing_whole(path: Path) -> Iterator[TextIO]:
-    """Give a text file that stands under its name only if the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # one name only: what a killed run left in a release is taken away by the next
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.rename(path)
-    finally:
-        part.unlink(missing_ok=True)
+        counts = FlowCounts()
+        for row in read_table(work.part(batch, "ledger.csv")):
+            counts.add(row)
+            yield row
+        if counts.flow() != Flow.from_dict(_json(work.part(batch, "flow.json"))):
+            raise FlowError(
+                f"{batch}/catalog/ledger.csv no longer adds up to what was counted when it was "
+                f"made: remove {batch}/catalog.json from the work tree and run the workflow again"
+            )
 
 
 def _json(path: Path) -> Any:

@@ -4,16 +4,21 @@ import difflib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mrmill.config import Config
 from mrmill.errors import UserError
 from mrmill.identity import IdentityError, Pseudonyms, load_key
 from mrmill.index_nifti import PLACE
 from mrmill.layout import ReleaseTree, WorkTree
+
+if TYPE_CHECKING:
+    from mrmill.identity_tables import OptOut
 
 #: Work and release together hold at most about this many times the bytes of the export:
 #: converted and defaced images, three spaces, two of them float32 (measured on MR-RATE's sizes:
@@ -46,13 +51,15 @@ class Finding:
 
 
 def check(config: Config) -> list[Finding]:
-    """Return what was found about input, tools, models, key and disks, problems first."""
+    """Return what was found about input, tools, models, key, tables and disks, problems first."""
     findings = [
         *_input(config),
         *_tools(config),
         *_masks(config),
         *_atlas(config),
         *_key(config),
+        *_site_table(config, "mapping"),
+        *_site_table(config, "opt_out"),
         *_series_table(config),
         *_decisions(config),
         *_disks(config),
@@ -128,6 +135,47 @@ def _key(config: Config) -> Iterator[Finding]:
     else:
         text = f"{config.work} was planned with another key than {config.identity.key_file}"
         yield Finding("problem", text, "put back the key it was planned with")
+
+
+def _site_table(config: Config, setting: str) -> Iterator[Finding]:
+    """Look whether the site's table of names or of opt-outs can be used, and who sees it."""
+    from mrmill import identity_tables
+    from mrmill.index import PlanError
+
+    path = getattr(config.identity, setting)
+    if path is None:
+        return
+    read = {"mapping": identity_tables.read_mapping, "opt_out": identity_tables.read_opt_out}
+    try:
+        table = read[setting](path, config.input.kind)
+    except PlanError as error:
+        yield Finding("problem", str(error), "mend the table")
+        return
+    name = f"identity.{setting} {path}"
+    yield Finding("ok", f"{name}: {len(table.rows)} rows")
+    if path.resolve().is_relative_to(config.release.resolve()):
+        yield Finding("problem", f"{name} lies in the release and names patients", "move it")
+    if stat.S_IMODE(path.stat().st_mode) & (stat.S_IRWXG | stat.S_IRWXO):
+        advice = f"close it with `chmod 600 {path}`"
+        yield Finding("warning", f"{name} names patients and can be read by others", advice)
+    if setting == "opt_out":
+        yield from _opt_out_of_nobody(config, table)
+
+
+def _opt_out_of_nobody(config: Config, opt_out: "OptOut") -> Iterator[Finding]:
+    """Hold the opt-outs against the plan, if there is one: a mistyped id keeps nobody out."""
+    from mrmill.identity_tables import first_few
+    from mrmill.planning import read_studies
+    from mrmill.site_identities import as_found
+
+    planned = as_found(read_studies(WorkTree(config.work).studies))
+    unmatched = opt_out.unmatched(planned) if planned else {}
+    if unmatched:
+        text = f"{len(unmatched)} rows of identity.opt_out match no planned study: "
+        text += ", ".join(first_few(list(unmatched)))
+        if nearly := [line for line, is_near in unmatched.items() if is_near]:
+            text += f"; but for leading zeros or case these would: {', '.join(first_few(nearly))}"
+        yield Finding("warning", text, "mend mistyped ids: their patients are not kept out")
 
 
 def _series_table(config: Config) -> Iterator[Finding]:

@@ -1,33 +1,34 @@
-"""What a series is: an interpreter for the table of rules in `config/classification.yaml`.
+"""Classification: what a series is, by the rules of `config/classification.yaml`."""
 
-All knowledge about sequences stands in the table; this module only knows how to read it. A rule
-is compiled once into plain functions, so classifying a series takes a fraction of a millisecond.
-"""
-
-import re
-import unicodedata
-from collections.abc import Callable, Mapping
+import csv
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
-
+from mrmill.columns import load_columns
 from mrmill.errors import UserError
-from mrmill.headers import load_columns
-
-TABLE = Path(__file__).parents[2] / "config" / "classification.yaml"
+from mrmill.headers import sidecar_header
+from mrmill.rules import TABLE as TABLE
+from mrmill.rules import Condition, Flags, Rules
+from mrmill.rules import RulesError as RulesError
+from mrmill.rules import as_words as as_words
+from mrmill.rules import load_rules as load_rules
 
 #: What `classification_rule` says when a person gave the modality in the series table.
 SERIES_TABLE = "series_table"
 
-Evidence = Mapping[str, Any]
-Test = Callable[[Any], bool]
-
-
-class RulesError(UserError):
-    """The table of rules cannot be used as it is."""
+#: What is written of every series of a file of headers.
+WRITTEN = (
+    "classified_modality",
+    "classification_rule",
+    "sequence_family",
+    "is_derived",
+    "is_localizer",
+    "is_subtraction",
+    "confidence",
+)
 
 
 @dataclass(frozen=True)
@@ -56,148 +57,23 @@ class Classification:
     confidence: float = 0.0
 
 
-class Block(BaseModel):
-    """A part of the table; unknown keys are refused."""
+@dataclass(frozen=True)
+class Tried:
+    """A rule that was tried on a series.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Tier(Block):
-    """A kind of evidence."""
-
-    name: str
-    confidence: float = Field(ge=0, le=1)
-
-
-class Text(Block):
-    """Header columns read together, brought into one form."""
-
-    columns: tuple[str, ...]
-    form: Literal["names", "words"]
-    only_first: bool = False
-
-
-class Conditions(Block):
-    """Tests that must all hold, and exceptions of which none may."""
-
-    when: dict[str, str] = {}
-    unless: dict[str, str] = {}
-    source: str
-
-    _when: list[tuple[str, Test]] = PrivateAttr()
-    _unless: list[tuple[str, Test]] = PrivateAttr()
-
-    def model_post_init(self, _context: Any) -> None:
-        """Compile the tests."""
-        self._when = [(column, compiled(test)) for column, test in self.when.items()]
-        self._unless = [(column, compiled(test)) for column, test in self.unless.items()]
-
-    def hold(self, evidence: Evidence) -> bool:
-        """Say whether the conditions fit a series."""
-        return all(test(evidence.get(column)) for column, test in self._when) and not any(
-            test(evidence.get(column)) for column, test in self._unless
-        )
-
-
-class Rule(Conditions):
-    """What a series is when the conditions hold."""
-
-    name: str = Field(pattern=r"^[a-z0-9_]+$")
-    tier: int
-    modality: str
-    sequence_family: str = ""
-    dwi_sub_type: str = ""
-    confidence: float | None = Field(None, ge=0, le=1)
-
-
-class Flags(Block):
-    """Tables of the yes-or-no questions."""
-
-    is_derived: tuple[Conditions, ...]
-    is_localizer: tuple[Conditions, ...]
-    is_subtraction: tuple[Conditions, ...]
-
-
-class Rules(Block):
-    """The whole table."""
-
-    modalities: tuple[str, ...]
-    release_names: dict[str, str]
-    tiers: dict[int, Tier]
-    texts: dict[str, Text]
-    rules: tuple[Rule, ...]
-    flags: Flags
-
-    @model_validator(mode="after")
-    def _check_references(self) -> "Rules":
-        known = {column.name for column in load_columns()} | set(self.texts)
-        for rule in self.rules:
-            if rule.modality not in self.modalities:
-                raise ValueError(f"rule {rule.name}: modality {rule.modality} is not in modalities")
-            if rule.tier not in self.tiers:
-                raise ValueError(f"rule {rule.name}: tier {rule.tier} is not in tiers")
-            if unknown := (rule.when.keys() | rule.unless.keys()) - known:
-                raise ValueError(f"rule {rule.name}: no column or text called {sorted(unknown)}")
-        names = [rule.name for rule in self.rules]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"rules named twice: {sorted(twice)}")
-        if [rule.tier for rule in self.rules] != sorted(rule.tier for rule in self.rules):
-            raise ValueError("rules must stand in the order of their tiers")
-        if self.rules[-1].when or self.rules[-1].unless:
-            raise ValueError("the last rule must be without conditions: it takes what is left")
-        return self
-
-    def evidence(self, header: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the header with its code values split and its texts brought into form."""
-        values: dict[str, Any] = {
-            name: value.upper().split("\\") if isinstance(value, str) else value
-            for name, value in header.items()
-        }
-        for name, text in self.texts.items():
-            normal = FORMS[text.form]
-            found = [normal(str(header[c])) for c in text.columns if header.get(c)]
-            values[name] = (found[:1] if text.only_first else found) or None
-        return values
-
-    def released(self, modality: str) -> str:
-        """Return a modality as the release writes it."""
-        return self.release_names.get(modality, modality)
-
-    def named(self, modality: str) -> str:
-        """Return the table's name of a modality that a person wrote.
-
-        Raises
-        ------
-        ValueError
-            If the table has no such modality.
-        """
-        names = {name.casefold(): name for name in self.modalities}
-        names |= {written.casefold(): name for name, written in self.release_names.items()}
-        try:
-            return names[modality.strip().casefold()]
-        except KeyError:
-            known = ", ".join(self.modalities)
-            raise ValueError(f"series table: a modality is none of {known}") from None
-
-
-def load_rules(path: Path = TABLE) -> Rules:
-    """Read and check a table of rules.
-
-    Raises
-    ------
-    RulesError
-        With one line per problem: where it stands and what is wrong.
+    Attributes
+    ----------
+    rule, tier : str
+    fired : bool
+        Only the last one did.
+    conditions : tuple of Condition
+        All of the rule that fired; of any other the first that was not met.
     """
-    try:
-        return Rules.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError) as error:
-        raise RulesError(f"{path.name} cannot be read: {error}") from error
-    except ValidationError as error:
-        lines = [
-            f"  {'.'.join(map(str, e['loc'])) or 'table'}: {e['msg'].removeprefix('Value error, ')}"
-            for e in error.errors()
-        ]
-        raise RulesError(f"{path.name} cannot be used:\n" + "\n".join(lines)) from None
+
+    rule: str
+    tier: str
+    fired: bool
+    conditions: tuple[Condition, ...]
 
 
 def classify(header: Mapping[str, Any], rules: Rules) -> Classification:
@@ -236,70 +112,94 @@ def classify(header: Mapping[str, Any], rules: Rules) -> Classification:
     )
 
 
-NUMBER = r"-?\d+(?:\.\d+)?"
-COMPARISON = re.compile(rf"(<=|>=|<|>) *({NUMBER})")
-RANGE = re.compile(rf"({NUMBER}) *\.\. *({NUMBER})")
-COMPARE: dict[str, Callable[[float, float], bool]] = {
-    "<": float.__lt__,
-    "<=": float.__le__,
-    ">": float.__gt__,
-    ">=": float.__ge__,
-}
+def trace(header: Mapping[str, Any], rules: Rules) -> list[Tried]:
+    """Say which rules were tried on a series, and what decided each.
 
+    Parameters
+    ----------
+    header : mapping
+        As for `classify`.
+    rules : Rules
 
-def compiled(test: str) -> Test:
-    """Turn a test of the table into a function of one value.
-
-    Examples
-    --------
-    >>> compiled("5 .. 12")(7.0), compiled("has GR, RM")(["SE"]), compiled("unknown")(None)
-    (True, False, True)
+    Returns
+    -------
+    list of Tried
+        In the order of the table, up to and including the rule that fired. Empty when a person
+        gave the modality in the series table. A condition's value may be free text.
     """
-    if test == "known":
-        return lambda value: value is not None
-    if test == "unknown":
-        return lambda value: value is None
-    if match := COMPARISON.fullmatch(test):
-        compare, limit = COMPARE[match[1]], float(match[2])
-        return lambda value: isinstance(value, int | float) and compare(float(value), limit)
-    if match := RANGE.fullmatch(test):
-        low, high = float(match[1]), float(match[2])
-        return lambda value: isinstance(value, int | float) and low <= value <= high
-    operator, _, wanted = test.partition(" ")
-    if operator in ("has", "=") and wanted:
-        codes = {code.strip().upper() for code in wanted.split(",")}
-        return lambda value: isinstance(value, list) and not codes.isdisjoint(value)
-    if operator == "~" and wanted:
-        try:
-            search = re.compile(wanted).search
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {wanted!r} ({error})") from None
-        return lambda value: isinstance(value, list) and any(map(search, value))
-    raise ValueError(f"not a test: {test!r}; see the head of {TABLE.name}")
+    if header.get("modality"):
+        return []
+    evidence = rules.evidence(header)
+    tried = []
+    for rule in rules.rules:
+        tier = rules.tiers[rule.tier].name
+        conditions = tuple(rule.conditions(evidence))
+        broken = next((condition for condition in conditions if not condition.held), None)
+        if broken is None:
+            return [*tried, Tried(rule.name, tier, True, conditions)]
+        tried.append(Tried(rule.name, tier, False, (broken,)))
+    raise AssertionError("the last rule of a table takes what is left")
 
 
-def as_name(text: str) -> str:
-    r"""Bring a sequence name into the form that rules match.
+def classify_file(headers: Path, out: Path, rules: Rules) -> int:
+    """Classify a file of headers and return how many there were.
 
-    Examples
-    --------
-    >>> as_name("*tfl3d1_16ns"), as_name(r"%SiemensSeq%\tfl"), as_name("_fl3d1r_t70")
-    ('tfl3d1_16ns', 'tfl', 'fl3d1r_t70')
+    Parameters
+    ----------
+    headers : Path
+        JSON lines, each with `id` and `sidecar`: a BIDS sidecar, times in seconds.
+    out : Path
+        CSV: `id`, then `WRITTEN`; complete or not there.
+    rules : Rules
+
+    Raises
+    ------
+    UserError
+        Naming the first line that is no such record; nothing is written then.
     """
-    return re.sub(r"^(%?\w+seq%[\\_])?[*_\s]*", "", text.lower())
+    scratch = out.with_name(f".{out.name}.part")
+    count = 0
+    try:
+        with scratch.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(("id", *WRITTEN))
+            for identifier, header in read_headers(headers):
+                found = classify(header, rules)
+                writer.writerow((identifier, *(getattr(found, name) for name in WRITTEN)))
+                count += 1
+        scratch.replace(out)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}") from error
+    finally:
+        scratch.unlink(missing_ok=True)
+    return count
 
 
-def as_words(text: str) -> str:
-    """Bring a description into the form that rules match.
+def read_headers(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield identifier and header record of every line of a file of sidecars.
 
-    Examples
-    --------
-    >>> as_words("Beyin_Difüzyon-AĞIRLIKLI T2*")
-    'beyin difuzyon agirlikli t2star'
+    Raises
+    ------
+    UserError
+        If the file cannot be read, or a line is no object with `id` and `sidecar`.
     """
-    folded = unicodedata.normalize("NFKD", text.lower().replace("ı", "i").replace("*", "star"))
-    plain = "".join(sign for sign in folded if not unicodedata.combining(sign))
-    return " ".join(re.split(r"[\W_]+", plain)).strip()
+    columns = load_columns()
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    identifier, sidecar = _record(line, f"{path}, line {number}")
+                    yield identifier, sidecar_header(sidecar, {}, columns)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
 
 
-FORMS: dict[str, Callable[[str], str]] = {"names": as_name, "words": as_words}
+def _record(line: str, where: str) -> tuple[str, Mapping[str, Any]]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: no JSON ({error})") from None
+    match record:
+        case {"id": str() | int() as identifier, "sidecar": dict() as sidecar}:
+            return str(identifier), sidecar
+    raise UserError(f"{where}: expected an object with `id` and `sidecar`")

@@ -1,5 +1,6 @@
 """The `mrmill` command: what people type; every command is a few lines over the library."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -86,16 +87,49 @@ def check(configfile: ConfigFile) -> None:
 @app.command()
 def status(
     configfile: ConfigFile,
+    batch: Annotated[str, typer.Option(help="Only this batch.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw the flow into this PNG or SVG.")
+    ] = None,
 ) -> None:
-    """Show how far a run is, from any shell that sees the work tree."""
+    """Show how far a run is and where series are lost, from any shell that sees the work tree."""
+    from mrmill.flow import flow_table, read_flows
     from mrmill.status import read_status, status_table
 
-    found = read_status(_work_tree(load_config(configfile)))
-    if as_json:
-        print(found.as_json())
+    work = _work_tree(load_config(configfile))
+    flows = read_flows(work, batch)
+    if picture:
+        from mrmill.flow_picture import draw_flow
+
+        draw_flow(flows, picture)
+        console.print(picture, highlight=False)
+    elif as_json:
+        print(json.dumps({**read_status(work, batch).as_dict(), **flows.as_dict()}, indent=1))
     else:
-        console.print(status_table(found))
+        console.print(status_table(read_status(work, batch)))
+        if flows.batches:
+            console.print(flow_table(flows))
+
+
+@app.command()
+def explain(
+    target: Annotated[str, typer.Argument(help="STUDY, STUDY/SERIES, file name or series_key.")],
+    configfile: ConfigFile,
+    identified: Annotated[
+        bool, typer.Option("--identified", help="With what identifies the patient.")
+    ] = False,
+    every_rule: Annotated[bool, typer.Option("--all", help="Every rule that was tried.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Tell what became of a study or series, and why."""
+    from mrmill.explain import explain as tell
+    from mrmill.explain_text import WARNING, text_of
+
+    story = tell(load_config(configfile), target, identified)
+    if identified:
+        errors.print(WARNING, style="red")
+    print(story.as_json() if as_json else text_of(story, every_rule))
 
 
 @app.command()
@@ -117,15 +151,34 @@ def retry(
 def verify(
     path: Annotated[Path, typer.Argument(help="A release tree, local or downloaded.")],
     fast: Annotated[bool, typer.Option("--fast", help="Structure only; opens no image.")] = False,
+    columns: Annotated[
+        Path | None, typer.Option(help="Table of header columns it was made with, if one's own.")
+    ] = None,
 ) -> None:
     """Hold a release against its checksums, tables and layout."""
+    from mrmill.columns import load_columns
     from mrmill.verify import verify_release
 
-    problems = verify_release(path, fast=fast)
+    problems = verify_release(path, fast=fast, columns=load_columns(columns) if columns else None)
     for problem in problems:
         print(problem)
     print(f"{path}: {len(problems)} problems" if problems else f"{path}: verified")
     raise typer.Exit(bool(problems))
+
+
+@app.command()
+def classify(
+    headers: Annotated[Path, typer.Option(help="JSON lines, each with id and a BIDS sidecar.")],
+    out: Annotated[Path, typer.Option(help="CSV with one row per series.")],
+    site_rules: Annotated[
+        Path | None, typer.Option(help="A site's own rules, tried before all others.")
+    ] = None,
+) -> None:
+    """Say what each series is, from its header alone."""
+    from mrmill.classify import classify_file, load_rules
+
+    count = classify_file(headers, out, load_rules(site_rules=site_rules))
+    console.print(f"{count} series classified in {out}", highlight=False, soft_wrap=True)
 
 
 @app.command()

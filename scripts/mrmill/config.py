@@ -85,6 +85,16 @@ class Input(Block):
         "found by SeriesInstanceUID (dicom), or by path, patient_id and study_id (nifti: then the "
         "rows are all the series there are)",
     )
+    mixed_folders: Literal["quarantine", "accept"] = Field(
+        "quarantine",
+        description="(dicom) studies whose files share a folder with those of another patient: "
+        "left out as `quarantined`, or accepted, as in a flat export; UIDs tell them apart",
+    )
+    one_study_per_accession: bool = Field(
+        True,
+        description="(dicom) studies of one patient and day with one AccessionNumber are one: a "
+        "scanner that is restarted goes on under a new StudyInstanceUID",
+    )
 
 
 class Dataset(Block):
@@ -95,6 +105,10 @@ class Dataset(Block):
     )
     title: str = Field("A de-identified brain MRI dataset", description="title of the card")
     licence: str = Field("other", description="licence of the dataset, as the Hub spells it")
+    extra_columns: bool = Field(
+        True,
+        description="write mrmill's own columns (body part, contrast agent) after MR-RATE's",
+    )
 
 
 class Identity(Block):
@@ -110,6 +124,21 @@ class Identity(Block):
         ge=1,
         le=36500,
         description="dates move 1 to this many days into the past, per patient",
+    )
+    mapping: ConfigPath | None = Field(
+        None,
+        description="CSV or XLSX with the columns Accession, Anon Patient ID and Anonymized Study "
+        "Date, whose patients and dates are used instead of keyed ones",
+    )
+    unmapped: Literal["stop", "reject"] = Field(
+        "stop",
+        description="studies that are missing from the mapping: stop the plan and list them, or "
+        "leave them out as `not_in_mapping`",
+    )
+    opt_out: ConfigPath | None = Field(
+        None,
+        description="CSV or XLSX with the columns PatientID or AccessionNumber, or both: their "
+        "studies are left out as `excluded`, also those planned before",
     )
 
 
@@ -135,28 +164,40 @@ class Convert(Block):
     timeout_s: float = Field(600, gt=0, description="longest time for one series, in s")
 
 
+class Limits(Block):
+    """Limits of one criterion of acceptance; what is not given stays as the table has it."""
+
+    minimum: float | None = Field(None, description="least accepted value")
+    maximum: float | None = Field(None, description="largest accepted value")
+    accepted: tuple[str, ...] | None = Field(None, description="accepted values")
+
+
 class Curate(Block):
     """What each series is and which series are accepted."""
 
     classification: ConfigPath = Field(
         ROOT / "config" / "classification.yaml", description="table of classification rules"
     )
-    age_min_years: float = Field(13, ge=0, description="youngest patient, in years (MR-RATE)")
-    modalities: tuple[Literal["T1w", "T2w", "FLAIR", "SWI", "MRA"], ...] = Field(
-        ("T1w", "T2w", "FLAIR", "SWI", "MRA"), description="accepted sequence types (MR-RATE)"
+    site_rules: ConfigPath | None = Field(
+        None, description="table of a site's own classification rules, tried before all others"
     )
-    planes: tuple[Literal["AXIAL", "SAGITTAL", "CORONAL", "OBLIQUE"], ...] = Field(
-        ("AXIAL", "SAGITTAL", "CORONAL", "OBLIQUE"), description="accepted planes (MR-RATE)"
+    evidence: ConfigPath = Field(
+        ROOT / "config" / "evidence.yaml",
+        description="table of words and tags that tell body part and contrast agent",
+    )
+    acceptance: ConfigPath = Field(
+        ROOT / "config" / "acceptance.yaml", description="table of the criteria of acceptance"
+    )
+    limits: dict[str, Limits] = Field(
+        {},
+        description="limits other than those of the table, by its reason codes, such as "
+        "`age_below_minimum: {minimum: 18}`",
     )
     oblique_from_degrees: float = Field(
         30,
         gt=0,
         le=55,
         description="slice normals further than this from every patient axis are OBLIQUE",
-    )
-    min_voxels: int = Field(16, ge=1, description="fewest voxels on any axis (MR-RATE)")
-    fov_mm: tuple[float, float] = Field(
-        (140, 350), description="shortest and longest field of view on any axis, in mm (MR-RATE)"
     )
     max_age_written_years: int | None = Field(
         90, description="ages above 89 are written as this (HIPAA safe harbor); null: as they are"

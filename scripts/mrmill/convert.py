@@ -1,10 +1,10 @@
 """Stage convert: the series of a study become clean volumes, every one of them accounted for.
 
-A DICOM series goes through dcm2niix, and what comes out is held against the instances that went
-in: as many slices as instances, every slice where its own header says it is. A series may come
-out as several images; the plain magnitude of the first echo goes on, once for every grid (a
-localizer in three planes goes on three times), and the others are recorded as `extra_output`.
-Where that rule does not single one out, none does.
+A DICOM series is sorted by kind (magnitude, Dixon parts, phase, ...) and goes kind by kind through
+dcm2niix. What comes out is held against the instances that went in: as many slices as instances,
+every slice where its own header says it is. Of the images the plainest kind goes on, of that the
+first echo, once for every grid (a localizer in three planes goes on three times); the others are
+recorded as `extra_output`. Where that rule does not single one out, none does.
 """
 
 import json
@@ -14,17 +14,27 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from mrmill.completeness import check_counts
 from mrmill.config import Convert
-from mrmill.converter import Output, run_dcm2niix
+from mrmill.converter import UNSUPPORTED_ENCODING, Conversion, Output, run_dcm2niix
+from mrmill.instances import PLAINEST_FIRST, Instance, by_kind, read_instance
 from mrmill.reasons import ACCEPTED, REJECTED, Rejected
 from mrmill.records import Outcome
 from mrmill.shards import Study, guarded
-from mrmill.slices import Instance, check_stack, read_instance
+from mrmill.slices import check_stack
+from mrmill.stamps import digest_of_files
 from mrmill.volumes import Volume, as_released, read_volume, write_volume
 
 log = logging.getLogger(__name__)
 
 Entry = dict[str, Any]
+
+#: Pixels that went through a lossy compression somewhere on their way.
+LOSSY = "lossy_compression"
+
+
+class ChangedSincePlan(Exception):
+    """Files are not those that were planned: whose they are has to be looked up again."""
 
 
 def convert_study(study: Study, scratch: Path, settings: Convert) -> Outcome:
@@ -113,21 +123,31 @@ def _from_dicom(
     def header_of(path: Path) -> dict[str, Any]:
         return with_series_table(dicom_header(path, columns), series["table"], columns)
 
-    files = [Path(series["folder"], name) for name in sorted(series["files"])]
-    entry["n_sop"] = series["n_sop"]
+    entry.update(n_sop=series["n_sop"], warnings=series.get("warnings", []))
+    instances = _read_instances(series)
+    found = check_counts(instances)
+    lossy = [LOSSY] if any(instance.is_lossy for instance in instances) else []
+    entry["warnings"] = [*entry["warnings"], *found, *lossy]
     with TemporaryDirectory(dir=scratch, prefix=".dcm2niix-") as folder:
-        conversion = run_dcm2niix(files, Path(folder), settings.timeout_s)
-        entry.update(conversion.facts)
-        log.info("series %s: %s", entry["series_key"], conversion.facts)
-        if not conversion.outputs:
-            raise Rejected("not_converted", f"exit code {entry['exit_code']}", "an image")
-        instances = [read_instance(file) for file in files]
-        return _entries(conversion.outputs, instances, entry, scratch, header_of)
+        conversions = [
+            run_dcm2niix(files, Path(folder, kind), settings.timeout_s)
+            for kind, files in by_kind(instances).items()
+        ]
+        return _entries(conversions, entry, scratch, header_of)
+
+
+def _read_instances(series: dict[str, Any]) -> list[Instance]:
+    """Read the headers of a series, if its files are all there and those that were planned."""
+    if n_unreadable := series.get("n_unreadable", 0):
+        raise Rejected("incomplete", f"{n_unreadable} files cannot be read", "all files readable")
+    folder = Path(series["folder"])
+    if digest_of_files(folder, series["files"]) != series["digest"]:
+        raise ChangedSincePlan
+    return [read_instance(folder / name) for name in sorted(series["files"])]
 
 
 def _entries(
-    outputs: list[Output],
-    instances: list[Instance],
+    conversions: Sequence[Conversion],
     common: Entry,
     scratch: Path,
     header_of: Callable[[Path], dict[str, Any]],
@@ -136,55 +156,81 @@ def _entries(
 
     Parameters
     ----------
+    conversions : sequence of Conversion
+        One per kind of picture, plainest first.
     common : dict
         What holds for the series as a whole.
     header_of : callable
         Reads the header record from a file of the series.
     """
-    kept = going_on(outputs)
-    n_found = sum(output.n_instances for output in outputs if not output.is_copy)
-    n_expected = common["n_sop"] + sum(len(instance.planes) - 1 for instance in instances)
+    kept = going_on([output for conversion in conversions for output in conversion.outputs])
+    made = [(run, output) for run in conversions for output in run.outputs or [None]]
+    made.sort(key=lambda run_and_output: run_and_output[1] not in kept)
     entries = []
-    for number, output in enumerate([*kept, *(o for o in outputs if o not in kept)], start=1):
+    for number, (conversion, output) in enumerate(made, start=1):
         key = common["source"] if number == 1 else f"{common['source']}-{number}"
-        entry = {**common, "series_key": key, "suffix": output.suffix, "n_slices": output.n_slices}
+        warnings = sorted({*common["warnings"], *conversion.facts["warnings"]})
+        entry = {**common, **conversion.facts, "series_key": key, "warnings": warnings}
+        log.info("series %s: %s %s", key, conversion.facts, output and output.suffix)
         entries.append(entry)
         with guarded(entry):
-            if n_found != n_expected:
-                raise Rejected("incomplete", f"{n_found} slices", f"{n_expected} instances")
+            if output is None:
+                raise _without_image(conversion)
+            entry |= {"suffix": output.suffix, "kind": output.kind, "n_slices": output.n_slices}
+            if conversion.n_made != conversion.n_given:
+                found, limit = f"{conversion.n_made} slices", f"{conversion.n_given} instances"
+                raise Rejected("incomplete", found, limit)
             if output not in kept:
-                raise Rejected("extra_output", f"{len(outputs)} images", "the plain magnitude")
+                raise Rejected("extra_output", f"{len(made)} images", "the plainest")
             volume = read_volume(output.path)
-            if not output.is_mosaic:
-                check_stack(volume, output.slice_axis, instances)
-            entry["header"] = header_of(output.first_of(instances).path)
+            _check_scale(output, warnings)
+            if not output.instances[0].is_mosaic:
+                check_stack(volume, output.slice_axis, output.instances)
+            entry["header"] = header_of(output.sources()[0].path)
             _write(volume, entry, scratch)
     return entries
 
 
+def _without_image(conversion: Conversion) -> Rejected:
+    """Return why dcm2niix made no image of some files, as far as it says."""
+    if UNSUPPORTED_ENCODING in conversion.facts["warnings"]:
+        return Rejected(UNSUPPORTED_ENCODING, conversion.instances[0].encoding, "see the docs")
+    return Rejected("not_converted", f"exit code {conversion.facts['exit_code']}", "an image")
+
+
+def _check_scale(output: Output, warnings: Sequence[str]) -> None:
+    """Refuse Philips images with a scale of their own for each slice: dcm2niix applies it twice."""
+    if "PhilipsScaleSlope" not in output.sidecar:
+        return
+    n_scales = len({instance.scale for instance in output.sources()})
+    if n_scales > 1 or "intensity_scale_varies" in warnings:
+        raise Rejected("scale_varies", f"{max(n_scales, 2)} intensity scales", "one for all slices")
+
+
 def _write(volume: Volume, entry: Entry, scratch: Path) -> None:
     """Write a volume under the entry's key and record its grid."""
+    data = as_released(volume.data)
     entry["file"] = f"{entry['series_key']}.nii.gz"
     entry["shape"] = list(volume.data.shape)
     entry["spacing_mm"] = volume.spacing_mm.round(6).tolist()
     entry["affine"] = volume.affine.tolist()
-    write_volume(scratch / entry["file"], as_released(volume.data), volume.affine)
+    write_volume(scratch / entry["file"], data, volume.affine)
 
 
 def going_on(outputs: Sequence[Output]) -> list[Output]:
     """Choose the outputs of a series that go on: on every grid, the one plain image.
 
-    Plain is the magnitude before phase, real and imaginary parts, then the shortest echo time.
+    Plain is what comes first in `PLAINEST_FIRST`, for all grids alike, then the shortest echo time.
     Two that are equally plain make the grid's choice ambiguous: none of them goes on.
     """
+    ranks = {output: PLAINEST_FIRST.index(output.kind) for output in outputs if not output.is_copy}
     grids: list[list[Output]] = []
-    for output in outputs:
-        if not output.is_copy:
-            home = next((grid for grid in grids if grid[0].shares_grid_with(output)), None)
-            grids.append([output]) if home is None else home.append(output)
+    for output in (output for output in ranks if ranks[output] == min(ranks.values())):
+        home = next((grid for grid in grids if grid[0].shares_grid_with(output)), None)
+        grids.append([output]) if home is None else home.append(output)
     kept = []
     for grid in grids:
-        ranks = [(output.part != "M", output.echo_time_ms) for output in grid]
-        if ranks.count(min(ranks)) == 1:
-            kept.append(grid[ranks.index(min(ranks))])
+        times = [output.echo_time_ms for output in grid]
+        if times.count(min(times)) == 1:
+            kept.append(grid[times.index(min(times))])
     return kept

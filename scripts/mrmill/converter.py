@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mrmill.slices import Instance, to_ras
+from mrmill.instances import MAGNITUDE, Instance, kind_of, to_ras
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,6 +31,9 @@ OPTIONS = (
     *("-p", "y"),  # Philips: real values, not those of the display
     *("-z", "n"),  # the image is compressed once, when it is written for good
 )
+
+#: The code of files that are compressed in a way that dcm2niix cannot read.
+UNSUPPORTED_ENCODING = "unsupported_encoding"
 
 #: What dcm2niix says -> the code that is recorded; its own text holds paths and descriptions.
 WARNINGS = {
@@ -51,6 +54,8 @@ WARNINGS = {
     "slope, intercept or bits allocated varies": "intensity_scale_varies",
     "exported as classic not enhanced": "enhanced_saved_as_classic",
     "unable to determine manufacturer": "manufacturer_unknown",
+    "unsupported transfer syntax": UNSUPPORTED_ENCODING,
+    "decompress with": UNSUPPORTED_ENCODING,
 }
 
 #: Exit codes that say something about the data (dcm2niix, ERRORS.md); others are the machine's.
@@ -58,9 +63,6 @@ DATA_EXIT_CODES = {0, 1, 2, 4, 8}
 
 #: Suffixes of images that dcm2niix makes from another output: resampled, or a part of it.
 COPIES = re.compile(r"(Eq|Tilt|ADC|ROI)")
-
-#: Words of ImageType that say which part of the complex signal an image is.
-PARTS = {"P": {"P", "PHASE"}, "R": {"R", "REAL"}, "I": {"I", "IMAGINARY"}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,12 +77,15 @@ class Output:
         Voxels along i, j, k, and volumes where there are several.
     affine : (4, 4) ndarray
         Voxel index to scanner position, RAS+, in mm.
+    instances : sequence of Instance
+        The files that dcm2niix was given.
     """
 
     path: Path
     sidecar: dict[str, Any]
     shape: tuple[int, ...]
     affine: "NDArray[np.float64]"
+    instances: Sequence[Instance]
 
     @property
     def suffix(self) -> str:
@@ -98,20 +103,15 @@ class Output:
         return self.sidecar.get("ImageType", [])
 
     @property
-    def part(self) -> str:
-        """M, P, R or I; M where nothing is said."""
-        said = set(self.image_type)
-        return next((letter for letter, words in PARTS.items() if said & words), "M")
+    def kind(self) -> str:
+        """What the files say, and of the pictures of multi-frame files, what dcm2niix says."""
+        kind = self.instances[0].kind
+        return kind_of(self.image_type) if kind == MAGNITUDE else kind
 
     @property
     def echo_time_ms(self) -> float:
         """Echo time; 0 where unknown."""
         return 1000 * self.sidecar.get("EchoTime", 0)
-
-    @property
-    def is_mosaic(self) -> bool:
-        """Whether each instance holds a whole volume as tiles of one picture."""
-        return "MOSAIC" in self.image_type
 
     @cached_property
     def slice_axis(self) -> int:
@@ -136,24 +136,23 @@ class Output:
     @property
     def n_instances(self) -> int:
         """Pictures it was made from: one per slice, or (mosaic) one per volume."""
-        return self.n_volumes if self.is_mosaic else self.n_slices
+        return self.n_volumes if self.instances[0].is_mosaic else self.n_slices
 
     def shares_grid_with(self, other: "Output") -> bool:
         """Whether both have the same voxels in the same places."""
         same_shape = self.shape[:3] == other.shape[:3]
         return same_shape and np.allclose(self.affine, other.affine, atol=1e-3)
 
-    def first_of(self, instances: Sequence[Instance]) -> Instance:
-        """Return the first instance that went into this output, to take the header from."""
+    def sources(self) -> list[Instance]:
+        """Return the instances that went into this output."""
         normal = self.affine[:3, self.slice_axis]
-        return min(  # of equals, the first
-            instances,
-            key=lambda instance: (
-                not instance.lies_across(normal),
-                not np.isclose(instance.echo_time_ms, self.echo_time_ms, atol=1e-3),
-                self.part not in instance.image_type,
-            ),
-        )
+        beside = [instance for instance in self.instances if instance.lies_across(normal)]
+        same_echo = [
+            instance
+            for instance in beside
+            if np.isclose(instance.echo_time_ms, self.echo_time_ms, atol=1e-3)
+        ]
+        return same_echo or beside or list(self.instances)
 
 
 @dataclass(frozen=True)
@@ -164,33 +163,45 @@ class Conversion:
     ----------
     outputs : list of Output
         In the order of their suffixes.
+    instances : sequence of Instance
+        What it was given.
     facts : dict
         For the record: `converter` with its version, `exit_code`, `warnings` (codes, sorted).
     """
 
     outputs: list[Output]
+    instances: Sequence[Instance]
     facts: dict[str, Any]
 
+    @property
+    def n_given(self) -> int:
+        """Pictures that went in."""
+        return sum(len(instance.planes) for instance in self.instances)
 
-def run_dcm2niix(files: Sequence[Path], folder: Path, timeout_s: float) -> Conversion:
-    """Run dcm2niix on the files of one series.
+    @property
+    def n_made(self) -> int:
+        """Pictures that came out, once each."""
+        return sum(output.n_instances for output in self.outputs if not output.is_copy)
+
+
+def run_dcm2niix(instances: Sequence[Instance], folder: Path, timeout_s: float) -> Conversion:
+    """Run dcm2niix on files of one series.
 
     Parameters
     ----------
     folder : Path
-        Empty; gets links to the files, under neutral names, and what dcm2niix writes.
+        New; gets links to the files, under neutral names, and what dcm2niix writes.
 
     Raises
     ------
     TimeoutError, ChildProcessError, OSError
-        When it does not end in time, dies, finds the disk full or a file out of reach.
+        When it does not end in time, dies or finds the disk full.
     """
     links, made = folder / "in", folder / "out"
-    for place in (links, made):
+    for place in (folder, links, made):
         place.mkdir()
-    for number, file in enumerate(files, start=1):
-        file.open("rb").close()  # a file out of reach is an error, not an unconvertible series
-        (links / f"{number:06d}.dcm").symlink_to(file.absolute())
+    for number, instance in enumerate(instances, start=1):
+        (links / f"{number:06d}.dcm").symlink_to(instance.path.absolute())
     command = [dcm2niix(), *OPTIONS, "-o", str(made), str(links)]
     try:
         done = subprocess.run(
@@ -214,7 +225,8 @@ def run_dcm2niix(files: Sequence[Path], folder: Path, timeout_s: float) -> Conve
         "exit_code": done.returncode,
         "warnings": sorted({code for text, code in WARNINGS.items() if text in said}),
     }
-    return Conversion([_output(path) for path in sorted(made.glob("*.nii"))], facts)
+    outputs = [_output(path, instances) for path in sorted(made.glob("*.nii"))]
+    return Conversion(outputs, instances, facts)
 
 
 def dcm2niix() -> str:
@@ -228,10 +240,10 @@ def dcm2niix() -> str:
     return str(bin)
 
 
-def _output(path: Path) -> Output:
+def _output(path: Path, instances: Sequence[Instance]) -> Output:
     import nibabel as nib
 
     image = nib.load(path)
     json_path = path.with_suffix(".json")
     sidecar = json.loads(json_path.read_text("utf-8", "replace")) if json_path.exists() else {}
-    return Output(path, sidecar, image.shape, image.affine)
+    return Output(path, sidecar, image.shape, image.affine, instances)

@@ -1,24 +1,27 @@
 """Stage curate: say what each series is, accept or reject it, name it, choose the center.
 
-The first criterion that a series fails gives its reason. They are looked at in this order: an MR
-image at all, no burned-in text, not derived, not a localizer, not a subtraction, an accepted
-modality, the patient's age, the plane, the voxels, the field of view. Voxels and field of view
-are those of the converted image, not those that the header promises.
+The first criterion of `config/acceptance.yaml` that a series does not meet gives its reason.
+Voxels and field of view are those of the converted image, not those that the header promises.
 """
 
 import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mrmill.classify import Classification, Rules, classify
+from mrmill.acceptance import VALUES, Criteria, accept, load_criteria
+from mrmill.body_part import body_part
+from mrmill.classify import Classification, Rules, classify, load_rules
 from mrmill.config import Curate
-from mrmill.headers import Columns, age_years, iso_date, with_series_table
-from mrmill.reasons import ACCEPTED, REJECTED, Rejected
+from mrmill.contrast import contrast_agents
+from mrmill.evidence import Evidence, Said, load_evidence
+from mrmill.columns import Columns, iso_date, load_columns
+from mrmill.headers import age_years, with_series_table
+from mrmill.reasons import ACCEPTED, REJECTED
 from mrmill.records import Outcome
 from mrmill.shards import Study, guarded
 
@@ -26,9 +29,6 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 Entry = dict[str, Any]
-
-#: MR Image, Enhanced MR Image and Legacy Converted Enhanced MR Image Storage (DICOM PS3.4 B.5).
-MR_IMAGES = frozenset(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("4", "4.1", "4.4"))
 
 #: The plane whose slice normal is the patient's x (left-right), y and z axis.
 PLANES = ("SAGITTAL", "CORONAL", "AXIAL")
@@ -43,9 +43,45 @@ SLICE_SPACING_RATIO = 1.2
 OLDEST_WRITTEN_YEARS = 89
 
 
-def curate_study(
-    study: Study, scratch: Path, settings: Curate, rules: Rules, columns: Columns
-) -> Outcome:
+@dataclass(frozen=True)
+class Tables:
+    """What is known about MRI series, as data: the tables that curation reads."""
+
+    rules: Rules
+    evidence: Evidence
+    criteria: Criteria
+    columns: Columns
+
+
+def load_tables(settings: Curate, header_columns: Path) -> Tables:
+    """Read every table that a run's settings name.
+
+    Raises
+    ------
+    UserError
+        If one of them cannot be used.
+    """
+    return Tables(
+        rules=load_rules(settings.classification, settings.site_rules),
+        evidence=load_evidence(settings.evidence),
+        criteria=load_criteria(settings.acceptance, settings.limits),
+        columns=load_columns(header_columns),
+    )
+
+
+@dataclass(frozen=True)
+class _Series:
+    """A converted series and what its header says of it."""
+
+    entry: Entry  # grows into its part of the record
+    header: dict[str, Any]
+    found: Classification
+    modality: str  # as the release writes it
+    plane: str
+    grid: dict[str, list[float]]  # voxels, spacing and field of view along R-L, A-P and S-I
+
+
+def curate_study(study: Study, scratch: Path, settings: Curate, tables: Tables) -> Outcome:
     """Curate every series that convert accepted.
 
     Parameters
@@ -54,8 +90,6 @@ def curate_study(
         With the record of convert.
     scratch : Path
         Stays empty: this stage writes no files.
-    rules, columns
-        Tables of classification and of header columns.
 
     Returns
     -------
@@ -64,15 +98,21 @@ def curate_study(
         accepted ones get `series_id` and `is_center_modality`. Rejected as a whole,
         `no_accepted_series` or `no_center`, where there is nothing to register the study to.
     """
-    tables = {planned["series_key"]: planned["table"] for planned in study.plan["series"]}
-    entries = [
-        _curate_series(
-            converted, tables.get(converted["source"], {}), study, settings, rules, columns
-        )
-        for converted in study.upstream["convert"].outcome.accepted_series()
-    ]
+    given = {planned["series_key"]: planned["table"] for planned in study.plan["series"]}
+    entries: list[Entry] = []
+    seen: list[_Series] = []
+    for converted in study.upstream["convert"].outcome.accepted_series():
+        entry = {name: converted[name] for name in converted if name not in ("header", "state")}
+        entries.append(entry)
+        with guarded(entry):
+            table = given.get(converted["source"], {})
+            seen.append(_look(converted, entry, table, settings, tables))
+    agents = contrast_agents([_for_contrast(series) for series in seen], tables.evidence)
+    for series, agent in zip(seen, agents, strict=True):
+        with guarded(series.entry):
+            _decide(series, agent, study, settings, tables)
     accepted = sorted((e for e in entries if e["state"] == ACCEPTED), key=_series_order)
-    center = next((e for e in accepted if e["row"]["classified_modality"] == "T1w"), None)
+    center = next((e for e in accepted if _may_be_center(e["values"])), None)
     if center is None:
         return _without_center(entries, accepted)
     for entry, series_id in zip(accepted, series_ids(accepted), strict=True):
@@ -81,97 +121,83 @@ def curate_study(
     return Outcome(series=entries)
 
 
-def _curate_series(
-    converted: Entry,
-    table: Mapping[str, Any],
-    study: Study,
-    settings: Curate,
-    rules: Rules,
-    columns: Columns,
-) -> Entry:
-    """Classify one series and hold it against the criteria."""
-    entry = {name: converted[name] for name in converted if name not in ("header", "state")}
-    with guarded(entry):
-        header = with_series_table(converted["header"], table, columns)
-        found = classify(header, rules)
-        plane = acquisition_plane(
-            header.get("ImageOrientation(Patient)"),
-            converted["affine"],
-            settings.oblique_from_degrees,
-        )
-        modality = rules.released(found.classified_modality)
-        years = age_years(header)
-        computed = {
-            **asdict(found),
-            **_written_grid(converted["shape"], converted["affine"]),
-            "patient_uid": study.patient_uid,
-            "study_uid": study.study_uid,
-            "classified_modality": modality,
-            "acquisition_plane": plane,
-            "anon_study_date": _moved(
-                study.plan["StudyDate"] or header.get("StudyDate"), study.plan["date_shift_days"]
-            ),
-            "Patient'sAge": _written_age(years, settings.max_age_written_years),
-        }
-        entry["SeriesNumber"] = header.get("SeriesNumber")
-        entry["row"] = {
-            column.name: computed.get(column.name, column.released(header.get(column.name)))
-            for column in columns
-            if column.release and column.name != "is_center_modality"
-        }
-        _check_kind(header, found)
-        _check_modality(modality, settings)
-        _check_age(years, settings)
-        _check_plane(plane, settings)
-        _check_grid(converted["shape"], converted["spacing_mm"], settings)
-    return entry
+def _look(
+    converted: Entry, entry: Entry, table: Mapping[str, Any], settings: Curate, tables: Tables
+) -> _Series:
+    """Tell from a series' header what it is."""
+    header = with_series_table(converted["header"], table, tables.columns)
+    entry["SeriesNumber"] = header.get("SeriesNumber")
+    found = classify(header, tables.rules)
+    plane = acquisition_plane(
+        header.get("ImageOrientation(Patient)"),
+        converted["affine"],
+        settings.oblique_from_degrees,
+    )
+    modality = tables.rules.released(found.classified_modality)
+    grid = patient_grid(converted["shape"], converted["affine"])
+    return _Series(entry, header, found, modality, plane, grid)
 
 
-def _check_kind(header: Mapping[str, Any], found: Classification) -> None:
-    """Refuse what is not an acquired MR image."""
-    is_mr = (header.get("SOPClassUID") or "1.2.840.10008.5.1.4.1.1.4") in MR_IMAGES
-    if not is_mr or (header.get("Modality") or "MR") != "MR":
-        raise Rejected("not_mr", "another kind of DICOM object", "MR images")
-    if (header.get("BurnedInAnnotation") or "").upper() == "YES":
-        raise Rejected("burned_in_annotation", "YES", "NO")
-    for kind in ("derived", "localizer", "subtraction"):
-        if getattr(found, f"is_{kind}"):
-            raise Rejected(kind)
+def _for_contrast(series: _Series) -> dict[str, Any]:
+    """Return what is looked at to tell the series of a study before and after injection."""
+    return {
+        "header": series.header,
+        "classified_modality": series.modality,
+        "SeriesNumber": series.entry["SeriesNumber"],
+        "acquisition_plane": series.plane,
+        "shape": series.grid["array_shape"],
+        "spacing_mm": series.grid["array_spacing_mm"],
+    }
 
 
-def _check_modality(modality: str, settings: Curate) -> None:
-    if modality == "UNKNOWN":
-        raise Rejected("modality_unknown")
-    if modality not in settings.modalities:
-        raise Rejected("modality_not_accepted", modality, ", ".join(settings.modalities))
+def _decide(series: _Series, agent: Said, study: Study, settings: Curate, tables: Tables) -> None:
+    """Write a series' row of the metadata and hold it against the criteria."""
+    header, entry = series.header, series.entry
+    part = body_part(header, series.plane, series.grid["array_fov_mm"], tables.evidence)
+    years = age_years(header)
+    whole_years = None if years is None else math.floor(years)
+    facts = {
+        **asdict(series.found),
+        "classified_modality": series.modality,
+        "acquisition_plane": series.plane,
+        "body_part": part.value,
+        "body_part_evidence": part.evidence,
+        "contrast_agent": agent.value,
+        "contrast_agent_evidence": agent.evidence,
+    }
+    computed = {
+        **facts,
+        **{name: json.dumps(values) for name, values in series.grid.items()},
+        "patient_uid": study.patient_uid,
+        "study_uid": study.study_uid,
+        "anon_study_date": _anonymous_date(study.plan, header),
+        "Patient'sAge": _written_age(whole_years, settings.max_age_written_years),
+    }
+    entry["row"] = {
+        column.name: computed.get(column.name, column.released(header.get(column.name)))
+        for column in tables.columns
+        if column.release and column.name != "is_center_modality"
+    }
+    entry["values"] = {
+        **{name: facts[name] for name in VALUES if name in facts},
+        "sop_class_uid": header.get("SOPClassUID"),
+        "dicom_modality": header.get("Modality"),
+        "burned_in_annotation": (header.get("BurnedInAnnotation") or "").upper(),
+        "age_years": whole_years,
+        "field_strength_t": header.get("FieldStrength_T"),
+        "shape": entry["shape"],
+        "spacing_mm": entry["spacing_mm"],
+        # spacings come from float32 headers: 320 x 0.4375 mm may read 139.99999
+        "fov_mm": [
+            round(n * mm, 2) for n, mm in zip(entry["shape"], entry["spacing_mm"], strict=True)
+        ],
+    }
+    accept(entry["values"], tables.criteria)
 
 
-def _check_age(years: float | None, settings: Curate) -> None:
-    if years is None:
-        raise Rejected("age_unknown", "", f">= {settings.age_min_years:g} years")
-    if years < settings.age_min_years:
-        found = f"{math.floor(years)} years"
-        raise Rejected("age_below_minimum", found, f">= {settings.age_min_years:g} years")
-
-
-def _check_plane(plane: str, settings: Curate) -> None:
-    if not plane:
-        raise Rejected("plane_unknown", "no slice normal", "a direction")
-    if plane not in settings.planes:
-        raise Rejected("plane_not_accepted", plane, ", ".join(settings.planes))
-
-
-def _check_grid(shape: Sequence[int], spacing_mm: Sequence[float], settings: Curate) -> None:
-    """Refuse a grid too coarse or a field of view out of range on any axis."""
-    if min(shape) < settings.min_voxels:
-        found = " x ".join(map(str, shape))
-        raise Rejected("too_few_voxels", f"{found} voxels", f">= {settings.min_voxels} voxels")
-    shortest, longest = settings.fov_mm
-    # spacings come from float32 headers: 320 x 0.4375 mm may read 139.99999
-    fov_mm = [round(n * mm, 2) for n, mm in zip(shape, spacing_mm, strict=True)]
-    if min(fov_mm) < shortest or max(fov_mm) > longest:
-        found = " x ".join(f"{mm:g}" for mm in fov_mm)
-        raise Rejected("fov_out_of_range", f"{found} mm", f"{shortest:g} to {longest:g} mm")
+def _may_be_center(values: Mapping[str, Any]) -> bool:
+    """Tell whether the others of a study can be registered to a series: a head's T1w."""
+    return values["classified_modality"] == "T1w" and values["body_part"] in ("brain", "unknown")
 
 
 def acquisition_plane(
@@ -255,24 +281,34 @@ def _without_center(entries: list[Entry], accepted: list[Entry]) -> Outcome:
     return Outcome.stopped("no_center" if accepted else "no_accepted_series", entries)
 
 
-def _moved(day: str | None, shift_days: int) -> str:
-    """Return a study date moved by the patient's offset; empty when it is no date."""
+def _anonymous_date(plan: Mapping[str, Any], header: Mapping[str, Any]) -> str:
+    """Return the study's date as a site gave it, or moved by the patient's offset, or nothing."""
+    if plan.get("anon_study_date"):
+        return plan["anon_study_date"]
     try:
-        return (date.fromisoformat(iso_date(day or "")) + timedelta(days=shift_days)).isoformat()
+        day = date.fromisoformat(iso_date(plan["StudyDate"] or header.get("StudyDate") or ""))
+        return (day + timedelta(days=plan["date_shift_days"])).isoformat()
     except (ValueError, OverflowError):
         return ""
 
 
-def _written_age(years: float | None, above_89: int | None) -> int | str:
-    """Return whole years, ages above 89 as one value where the settings say so."""
+def _written_age(years: int | None, above_89: int | None) -> int | str:
+    """Return an age as it is written: ages above 89 as one value where the settings say so."""
     if years is None:
         return ""
-    whole = math.floor(years)
-    return above_89 if above_89 is not None and whole > OLDEST_WRITTEN_YEARS else whole
+    return above_89 if above_89 is not None and years > OLDEST_WRITTEN_YEARS else years
 
 
-def _written_grid(shape: Sequence[int], affine: "ArrayLike") -> dict[str, str]:
-    """Return shape, spacing and field of view along the axes nearest to R-L, A-P and S-I."""
+def patient_grid(shape: Sequence[int], affine: "ArrayLike") -> dict[str, list[float]]:
+    """Return shape, spacing and field of view along the axes nearest to R-L, A-P and S-I.
+
+    Parameters
+    ----------
+    shape : (3,) sequence of int
+        Voxels along i, j, k.
+    affine : (4, 4) array_like
+        Voxel index to scanner position, RAS+, in mm.
+    """
     import numpy as np
     from nibabel.orientations import io_orientation
 
@@ -280,7 +316,7 @@ def _written_grid(shape: Sequence[int], affine: "ArrayLike") -> dict[str, str]:
     spacing_mm = np.linalg.norm(np.asarray(affine, dtype=float)[:3, :3], axis=0)[order]
     voxels = np.asarray(shape)[order]
     return {
-        "array_shape": json.dumps(voxels.tolist()),
-        "array_spacing_mm": json.dumps(spacing_mm.round(4).tolist()),
-        "array_fov_mm": json.dumps((voxels * spacing_mm).round(2).tolist()),
+        "array_shape": voxels.tolist(),
+        "array_spacing_mm": spacing_mm.round(4).tolist(),
+        "array_fov_mm": (voxels * spacing_mm).round(2).tolist(),
     }

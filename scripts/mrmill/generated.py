@@ -11,8 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from mrmill.acceptance import load_criteria
+from mrmill.columns import load_columns, published
 from mrmill.config import ROOT, Config
 from mrmill.reasons import reasons
+from mrmill.tables import described, load_table
 
 HEADER = "Written by `mrmill docs` from {source}; edit that instead."
 
@@ -34,6 +37,8 @@ def contents() -> dict[str, str]:
         "config/config.yaml": default_config(),
         "config/config.schema.json": schema(),
         "docs/generated/configuration.md": configuration_page(),
+        "docs/generated/acceptance.md": acceptance_page(),
+        "docs/generated/columns.md": columns_page(),
         "docs/generated/reasons.md": reasons_page(),
     }
 
@@ -119,6 +124,56 @@ def reasons_page() -> str:
         HEADER.format(source="`config/reasons.yaml`"),
     ]
     return "\n".join([*title, "", *head, *rows]) + "\n"
+
+
+def acceptance_page() -> str:
+    """Return the docs page of the criteria of acceptance."""
+    rows = [
+        f"| `{c.reason}` | {c.value} | {c.limit} | {c.source} |"
+        for c in load_criteria()
+    ]
+    parts = [
+        "# What a series has to be",
+        HEADER.format(source="`config/acceptance.yaml`"),
+        "Looked at in this order; the first criterion that is not met gives the reason in the "
+        "ledger, with the value found and the limit. What a header does not say passes, except where "
+        "it has to be known. `curate.limits` changes a limit for a run, "
+        "such as `age_below_minimum: {minimum: 18}`.",
+        "\n".join(
+            ["| reason | looked at | accepted | source |", "| --- | --- | --- | --- |", *rows]
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def columns_page() -> str:
+    """Return the docs page of the columns of every table of a release."""
+    columns = load_columns()
+    own = ", ".join(f"`{c.name}`" for c in published(columns) if c.extra)
+    unwritten = [column for column in columns if not column.release]
+    headings = ("column", "type", "unit", "accepted", "empty", "source", "meaning")
+    parts = [
+        "# Every column",
+        HEADER.format(source="`config/header_columns.yaml` and `config/tables.yaml`"),
+        "Every cell is held against this before it is written, and again by `mrmill verify`. What "
+        "a header says and a column does not accept becomes an empty cell. Of several sources the "
+        "first that says something counts; BIDS keys are those of JSON sidecars. Known forms are "
+        "expressions, in the first of the two tables.",
+        "## Metadata: `metadata/<batch>_metadata.csv`",
+        f"One row per series. Last come columns that MR-RATE does not have ({own}); "
+        "`dataset.extra_columns: false` leaves them out.",
+        described(published(columns), *headings),
+        "## Splits: `splits.csv`",
+        "One row per study in the release.",
+        described(load_table("splits"), "column", "accepted", "empty", "source", "meaning"),
+        "## Ledger: `ledger.csv`",
+        "One row per series ever seen.",
+        described(load_table("ledger"), "column", "accepted", "empty", "source", "meaning"),
+        "## Read and never written",
+        "To classify, to group and to accept.",
+        described(unwritten, "column", "type", "source", "meaning"),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def bounds(field: Any) -> str:

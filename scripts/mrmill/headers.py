@@ -6,189 +6,21 @@ of JSON values in the table's units (ms, mm, T, degrees); a value that is missin
 number or unreadable is None.
 """
 
-import json
-import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import date, datetime
-from functools import cache, cached_property
+from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-
-from mrmill.errors import UserError
+from mrmill.columns import Column, Columns, load_columns
+from mrmill.columns import iso_date as iso_date
+from mrmill.columns import release_columns as release_columns
 from mrmill.reasons import Rejected
+from mrmill.tables import JOINT
 
 if TYPE_CHECKING:
     from pydicom import Dataset
-
-TABLE = Path(__file__).parents[2] / "config" / "header_columns.yaml"
-
-#: Types whose release is guarded by `allowed` or `rewrite`.
-TEXTS = ("text", "codes", "tokens")
-
-#: Types whose release is guarded by `minimum` and `maximum`: a large number may be an identifier.
-NUMBERS = ("integer", "number", "numbers")
-
-#: Longest text, or code of several, that is released: what DICOM's LO holds (PS3.5, 6.2).
-MAX_TEXT = 64
-
-#: What separates the several values of a column; codes are short enough to be split at any sign.
-SEPARATORS = {"codes": re.compile(r"[\\/_,\s]+"), "tokens": re.compile(r"[\\/]+")}
-
-
-class ColumnsError(UserError):
-    """The table of columns cannot be used as it is."""
-
-
-class Column(BaseModel):
-    """One value: where it is read and how it is released."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    description: str
-    type: Literal["text", "codes", "tokens", "integer", "number", "numbers", "boolean", "date"]
-    unit: str = ""
-    dicom: tuple[str, ...] = ()
-    private: tuple[str, ...] = ()
-    bids: tuple[str, ...] = ()
-    bids_scale: float = 1
-    table: str = ""
-    computed: bool = False
-    release: bool = False
-    required: bool = False
-    allowed: tuple[str, ...] = ()
-    rewrite: dict[str, str] = {}
-    minimum: float = -math.inf
-    maximum: float = math.inf
-
-    @model_validator(mode="after")
-    def _check_guarded(self) -> "Column":
-        open_text = self.type in TEXTS and not (self.computed or self.allowed or self.rewrite)
-        if self.release and open_text:
-            raise ValueError(f"{self.name}: a released text needs `allowed` or `rewrite`")
-        open_number = self.type in NUMBERS and math.inf in (-self.minimum, self.maximum)
-        if self.release and open_number and not self.computed:
-            raise ValueError(f"{self.name}: a released number needs `minimum` and `maximum`")
-        if self.release and self.type == "date" and not self.computed:
-            raise ValueError(f"{self.name}: an original date is never released")
-        return self
-
-    @cached_property
-    def _allowed(self) -> re.Pattern[str]:
-        return re.compile("|".join(self.allowed), re.IGNORECASE)
-
-    @cached_property
-    def _rewrites(self) -> list[tuple[re.Pattern[str], str]]:
-        return [(re.compile(found, re.IGNORECASE), new) for found, new in self.rewrite.items()]
-
-    @cached_property
-    def _private(self) -> list[tuple[int, str, int]]:
-        places = (place.split(", ") for place in self.private)
-        return [(int(group, 16), creator, int(element, 16)) for group, creator, element in places]
-
-    def cleaned(self, raw: Any) -> Any:
-        """Return a raw value as this column's type, or None where it holds nothing usable."""
-        values = [v for v in (raw if _is_list(raw) else [raw]) if not _is_empty(v)]
-        try:
-            return self._convert(values) if values else None
-        except (ValueError, TypeError, OverflowError):
-            return None
-
-    def _convert(self, values: list[Any]) -> Any:
-        match self.type:
-            case "integer":
-                return int(float(values[0]))
-            case "number":
-                return _finite(values[0])
-            case "numbers":
-                return [_finite(value) for value in values]
-            case "boolean":
-                return {"true": True, "false": False}[str(values[0]).strip().lower()]
-            case "date":
-                return iso_date(str(values[0]))
-            case "text":
-                return "\\".join(str(value).strip() for value in values)
-            case _:
-                parts = (SEPARATORS[self.type].split(str(value)) for value in values)
-                return "\\".join(p.strip() for part in parts for p in part if p.strip()) or None
-
-    def released(self, value: Any) -> Any:
-        r"""Return a header value as it may be published; an empty cell where it may not.
-
-        Examples
-        --------
-        >>> column = Column(name="x", description="", type="codes", release=True, allowed=["SE|IR"])
-        >>> column.released("SE\\Mr Smith\\IR")
-        'SE\\IR'
-        """
-        if not self.release or value is None:
-            return ""
-        if self.type in NUMBERS:
-            numbers = value if self.type == "numbers" else [value]
-            if not all(self.minimum <= number <= self.maximum for number in numbers):
-                return ""
-            written = [_short(number) for number in numbers]
-            return json.dumps(written) if self.type == "numbers" else written[0]
-        if self.type not in TEXTS:
-            return value
-        parts = [value] if self.type == "text" else value.split("\\")
-        return "\\".join(filter(None, map(self._released_text, parts)))
-
-    def _released_text(self, text: str) -> str:
-        if len(text) > MAX_TEXT:
-            return ""
-        for found, new in self._rewrites:
-            if found.fullmatch(text):
-                return new
-        return text if self.allowed and self._allowed.fullmatch(text) else ""
-
-
-Columns = tuple[Column, ...]
-
-
-@cache
-def load_columns(path: Path = TABLE) -> Columns:
-    """Read and check a table of columns.
-
-    Raises
-    ------
-    ColumnsError
-        With one line per problem.
-    """
-    try:
-        rows = yaml.safe_load(path.read_text(encoding="utf-8"))["columns"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise ColumnsError(f"{path.name} cannot be read: {error}") from error
-    problems, columns = [], []
-    for number, row in enumerate(rows, 1):
-        try:
-            columns.append(Column.model_validate(row))
-        except ValidationError as error:
-            problems += [
-                f"  column {number}: {'.'.join(map(str, e['loc']))} {e['msg']}"
-                for e in error.errors()
-            ]
-    names = [column.name for column in columns]
-    problems += [f"  {name}: named twice" for name in sorted({*names}) if names.count(name) > 1]
-    if problems:
-        raise ColumnsError(f"{path.name} cannot be used:\n" + "\n".join(problems))
-    return tuple(columns)
-
-
-def release_columns(columns: Columns) -> list[str]:
-    """Return the columns of the metadata CSV in their order."""
-    return [column.name for column in columns if column.release]
-
-
-def read_sources(columns: Columns) -> dict[str, Any]:
-    """Return what a header record depends on: the columns that are read, and from where."""
-    shown = {"name", "type", "dicom", "private", "bids", "bids_scale", "table"}
-    return {c.name: c.model_dump(include=shown) for c in columns if _is_read(c)}
 
 
 def dicom_header(path: Path, columns: Columns | None = None) -> dict[str, Any]:
@@ -220,7 +52,7 @@ def dicom_header(path: Path, columns: Columns | None = None) -> dict[str, Any]:
         header = {
             column.name: next(_dicom_values(column, [dataset, *groups]), None)
             for column in columns or load_columns()
-            if _is_read(column)
+            if column.is_read
         }
     if header.get("ScanningSequence") is None:
         header["ScanningSequence"] = _enhanced_scanning_sequence(header)
@@ -242,7 +74,7 @@ def sidecar_header(
         By default `config/header_columns.yaml`.
     """
     columns = columns or load_columns()
-    header = {column.name: _bids_value(column, sidecar) for column in columns if _is_read(column)}
+    header = {column.name: _bids_value(column, sidecar) for column in columns if column.is_read}
     return with_series_table(header, table, columns)
 
 
@@ -254,22 +86,11 @@ def with_series_table(
     return {**header, **{name: value for name, value in given.items() if value is not None}}
 
 
-def iso_date(text: str) -> str:
-    """Return a day, written as 20240131 or 2024-01-31, in the second way.
-
-    Raises
-    ------
-    ValueError
-        If it is no day of the calendar.
-    """
-    return datetime.strptime(text.strip().replace("-", "")[:8], "%Y%m%d").date().isoformat()
-
-
 def age_years(header: Mapping[str, Any]) -> float | None:
     """Return the patient's age at the study in years, or None where it is not known.
 
     The age itself counts first (DICOM AS: 045Y, 018M, 006W, 010D; a bare number is years), then
-    birth date and study date.
+    birth date and study date, which give completed years.
 
     Examples
     --------
@@ -284,12 +105,10 @@ def age_years(header: Mapping[str, Any]) -> float | None:
     born, seen = header.get("Patient'sBirthDate"), header.get("StudyDate")
     if not (born and seen):
         return None
-    days = (date.fromisoformat(seen) - date.fromisoformat(born)).days
-    return days / 365.25 if days >= 0 else None
-
-
-def _is_read(column: Column) -> bool:
-    return bool(column.dicom or column.private or column.bids)
+    day, birthday = date.fromisoformat(seen), date.fromisoformat(born)
+    before_birthday = (day.month, day.day) < (birthday.month, birthday.day)
+    years = day.year - birthday.year - before_birthday
+    return years if years >= 0 else None
 
 
 def _dicom_values(column: Column, datasets: Sequence["Dataset"]) -> Iterator[Any]:
@@ -298,7 +117,7 @@ def _dicom_values(column: Column, datasets: Sequence["Dataset"]) -> Iterator[Any
         for dataset in datasets:
             if (value := column.cleaned(_element(dataset, keyword))) is not None:
                 yield value
-    for group, creator, element in column._private:
+    for group, creator, element in column.private_elements:
         for dataset in datasets:
             try:
                 raw = dataset.private_block(group, creator)[element].value
@@ -332,7 +151,7 @@ def _enhanced_scanning_sequence(header: Mapping[str, Any]) -> str | None:
     codes = echo.get(header.get("EchoPulseSequence") or "", [])
     codes += ["IR"] * (header.get("InversionRecovery") == "YES")
     codes += ["EP"] * (header.get("EchoPlanarPulseSequence") == "YES")
-    return "\\".join(codes) or None
+    return JOINT.join(codes) or None
 
 
 def _bids_value(column: Column, sidecar: Mapping[str, Any]) -> Any:
@@ -341,26 +160,3 @@ def _bids_value(column: Column, sidecar: Mapping[str, Any]) -> Any:
     if value is None or column.bids_scale == 1:
         return value
     return round(value * column.bids_scale, 6)
-
-
-def _is_list(raw: Any) -> bool:
-    return isinstance(raw, Sequence) and not isinstance(raw, str | bytes)
-
-
-def _is_empty(value: Any) -> bool:
-    missing = value is None or isinstance(value, bytes | Mapping)
-    return missing or str(value).strip().lower() in ("", "nan", "n/a")
-
-
-def _finite(value: Any) -> float:
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError("not a finite number")
-    return number
-
-
-def _short(number: Any) -> Any:
-    """Drop digits that only stem from float32, and a fraction of zero."""
-    if not isinstance(number, float):
-        return number
-    return int(number) if number.is_integer() else round(number, 6)

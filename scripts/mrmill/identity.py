@@ -6,6 +6,7 @@ changes one, and whoever lacks the key can neither compute nor reverse it.
 
 import base64
 import hmac
+import math
 import os
 import secrets
 import stat
@@ -134,4 +135,5 @@ class Pseudonyms:
 
 
 def _base32(mac: bytes, characters: int) -> str:
-    return base64.b32encode(mac)[:characters].decode()
+    fives = math.ceil(characters / 8)  # of 5 bytes each; to encode all 32 takes longer
+    return base64.b32encode(mac[: 5 * fives])[:characters].decode()

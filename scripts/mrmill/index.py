@@ -9,7 +9,7 @@ import csv
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +36,28 @@ class Skip(NamedTuple):
     reason: str
 
 
+class Merge(NamedTuple):
+    """Something that the export tells apart and the plan takes for one.
+
+    Attributes
+    ----------
+    kind : str
+        Code of the rule, also of the warning.
+    study : str
+        Key of the study that it happened to.
+    merged_uid, into_uid : str
+        StudyInstanceUID or SeriesInstanceUID that is given up, and what its files go by now.
+    n_files : int
+        Files that were merged, copies included.
+    """
+
+    kind: str
+    study: str
+    merged_uid: str
+    into_uid: str
+    n_files: int
+
+
 @dataclass
 class FoundStudy:
     """A study of the export.
@@ -46,8 +68,10 @@ class FoundStudy:
         What tells it from all others: its StudyInstanceUID, or what stands for it.
     patient_id : str
         Empty where unknown: the study is then taken for its patient's only one.
-    n_files : int
-        Files found, copies included.
+    accession_number : str
+        Where files disagree all of them, with a backslash between, as DICOM parts values.
+    n_series, n_files : int
+        Found, copies and series of a single slice included.
     reject : str
         Reason code if the study cannot be used.
     study_uid, patient_uid, split, batch : str
@@ -81,7 +105,8 @@ class Index(ABC):
         Files of studies that are not used, by reason: `duplicate`, `no_pixels`; complete once
         `entries` is used up.
     warnings : Counter
-        Number of studies (or folders, rows) by code of what is unusual about them.
+        Number of studies (or patients, series, files, rows) by code of what is unusual about
+        them; complete once `entries` is used up.
     """
 
     accepted: str
@@ -93,8 +118,14 @@ class Index(ABC):
         self.warnings: Counter[str] = Counter()
 
     @abstractmethod
-    def studies(self) -> list[FoundStudy]:
-        """Return the studies, in no particular order."""
+    def studies(self, known: Container[str] = ()) -> list[FoundStudy]:
+        """Return the studies, in no particular order.
+
+        Parameters
+        ----------
+        known : container of str
+            Keys of the studies planned so far: they are not given up.
+        """
 
     @abstractmethod
     def entries(
@@ -118,6 +149,10 @@ class Index(ABC):
     @abstractmethod
     def skips(self) -> Iterator[Skip]:
         """Yield whatever is part of no study."""
+
+    def merges(self) -> Iterator[Merge]:
+        """Yield everything that was merged; complete once `entries` is used up."""
+        return iter(())
 
 
 def index_export(input: Input, folder: Path, workers: int, progress: Progress) -> Index:
@@ -238,3 +273,22 @@ def read_rows(path: Path, name: str, needed: Sequence[str]) -> Iterator[tuple[st
         raise PlanError(f"{name} {path}: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error):
         raise PlanError(f"{name} {path} is not a CSV in UTF-8: save it as such") from None
+
+
+def study_date(row: Mapping[str, str], where: str) -> str:
+    """Return the StudyDate of a table's row as DICOM writes it (20240131), empty if there is none.
+
+    Raises
+    ------
+    PlanError
+        If it is no day.
+    """
+    from mrmill.headers import iso_date
+
+    text = row.get("StudyDate", "").strip()
+    try:
+        return iso_date(text).replace("-", "") if text else ""
+    except ValueError:
+        raise PlanError(
+            f"{where}: StudyDate is no day, written as 20240131 or 2024-01-31"
+        ) from None

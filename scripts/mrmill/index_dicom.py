@@ -5,57 +5,58 @@ Made for 10^8 files in 4 GB of memory, so files are never all in memory:
 - `index_dicom` goes folder by folder and keeps rows only until a part of the index is full.
   It remembers one digest per folder (about 0.4 kB) and needs no more than that to pass over
   a folder in which nothing changed. Only the largest single folder has to fit (1.5 kB a file).
-- `DicomIndex.studies` goes part by part and keeps one row per series (about 0.3 kB).
-- `DicomIndex.entries` deals all rows out into files on disk, each for some whole shards
-  (`BUCKET_ROWS`), and then takes one of these at a time.
+- `DicomIndex.studies` goes part by part and keeps one row per series (about 0.4 kB).
+- `DicomIndex.entries` deals all rows out into files on disk, each for some whole shards,
+  and then takes one of these at a time (`mrmill.index_buckets`).
 """
 
-import hashlib
+import csv
 import os
-import shutil
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections import Counter, defaultdict
+from collections.abc import Callable, Container, Iterator
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any
 
 from mrmill.config import Input
-from mrmill.index import FoundStudy, Index, PlanError, Progress, Shard, Skip, read_rows, walk
+from mrmill.index import (
+    FoundStudy,
+    Index,
+    Merge,
+    PlanError,
+    Progress,
+    Shard,
+    Skip,
+    read_rows,
+    study_date,
+    walk,
+)
+from mrmill.index_buckets import Buckets
+from mrmill.index_header import OK
 from mrmill.index_parts import (
     COLUMNS,
-    OK,
     Parts,
     on_folders,
     read_files,
     stat_files,
     worker_pool,
 )
+from mrmill.index_series import File, holds_image, series_entry, slices_of_one, without_copies
+from mrmill.index_studies import (
+    SERIES,
+    STUDY,
+    in_mixed_folders,
+    one_per_accession,
+    sharing_instances,
+    unreadable_by_series,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: Rows grouped at a time (about 0.4 GB); 10^8 rows make 400 buckets, each an open file.
-BUCKET_ROWS = 250_000
-
-#: No image, though its name has the word: Siemens CSA Non-Image Storage (phoenix reports).
-CSA_NON_IMAGE = "1.3.12.2.1107.5.9.1"
-
 PATIENT = ("PatientID", "IssuerOfPatientID", "AccessionNumber", "StudyDate")
-
-
-class File(NamedTuple):
-    """What grouping needs to know of a file; the names are those of the index."""
-
-    StudyInstanceUID: str
-    SeriesInstanceUID: str
-    folder: bytes
-    name: bytes
-    SOPInstanceUID: str
-    SOPClassUID: str | None
-    size: int
-    mtime_ns: int
 
 
 def index_dicom(input: Input, folder: Path, workers: int, progress: Progress) -> "DicomIndex":
@@ -70,7 +71,7 @@ def index_dicom(input: Input, folder: Path, workers: int, progress: Progress) ->
     """
     parts = Parts(folder)
     table = read_series_table(input.series_table) if input.series_table else {}
-    index = DicomIndex(parts, table)
+    index = DicomIndex(parts, table, input)
     path = input.path
     roots = [path] if path.is_dir() else folders_of_table(path, index.walked)
 
@@ -96,13 +97,15 @@ def read_series_table(path: Path) -> dict[str, dict[str, str]]:
     Raises
     ------
     PlanError
-        If the table cannot be read or names a series twice.
+        If the table cannot be read, names a series twice or has a StudyDate that is none.
     """
     said: dict[str, dict[str, str]] = {}
     for where, row in read_rows(path, "input.series_table", ["SeriesInstanceUID"]):
         uid = row.pop("SeriesInstanceUID").strip()
         if uid in said:
             raise PlanError(f"{where}: the series stands in the table twice")
+        if date := study_date(row, where):
+            row["StudyDate"] = date
         said[uid] = {column: value.strip() for column, value in row.items() if value.strip()}
     return said
 
@@ -121,15 +124,32 @@ def folders_of_table(path: Path, skips: list[Skip]) -> list[Path]:
 
 
 class DicomIndex(Index):
-    """Files of a DICOM export, grouped by StudyInstanceUID and SeriesInstanceUID."""
+    """Files of a DICOM export, grouped by StudyInstanceUID and SeriesInstanceUID.
+
+    Parameters
+    ----------
+    parts : Parts
+        What is known of every file.
+    table : dict
+        SeriesInstanceUID -> what a person says about the series.
+    settings : mrmill.config.Input
+        Which of the rules for hard cases hold.
+    """
 
     accepted = "DICOM files (PS3.10), in any folders and under any names"
 
-    def __init__(self, parts: Parts, table: dict[str, dict[str, str]]) -> None:
+    def __init__(self, parts: Parts, table: dict[str, dict[str, str]], settings: Input) -> None:
         super().__init__()
         self.parts = parts
         self.table = table
+        self.settings = settings
         self.walked: list[Skip] = []
+        self._dates: dict[str, str] = {}  # study -> its StudyDate in the table
+        self._lacking: Counter[tuple[str, str]] = Counter()  # series -> unreadable files
+        self._merged_studies: list[Merge] = []
+        self._merged_series = TemporaryFile(  # noqa: SIM115 (lives as long as the index)
+            "w+", newline="", encoding="utf-8", dir=parts.folder
+        )
 
     def skips(self) -> Iterator[Skip]:
         """Yield what is no usable DICOM file, and what could not be entered."""
@@ -140,6 +160,13 @@ class DicomIndex(Index):
                 yield Skip(os.fsdecode(row["folder"]), os.fsdecode(row["name"]), row["status"])
         yield from self.walked
 
+    def merges(self) -> Iterator[Merge]:
+        """Yield the studies, then the series that were merged."""
+        yield from self._merged_studies
+        self._merged_series.seek(0)
+        for *texts, n_files in csv.reader(self._merged_series):
+            yield Merge(*texts, int(n_files))
+
     def _tables(self, columns: list[str]) -> Iterator["pa.Table"]:
         """Yield the rows of usable files, part by part."""
         import pyarrow.compute as pc
@@ -147,46 +174,100 @@ class DicomIndex(Index):
         for table in self.parts.tables(["status", *columns]):
             yield table.filter(pc.equal(table["status"], OK)).select(columns)
 
-    def studies(self) -> list[FoundStudy]:
-        """Return one study per StudyInstanceUID, over all folders."""
+    def studies(self, known: Container[str] = ()) -> list[FoundStudy]:
+        """Return the studies, over all folders: one per StudyInstanceUID or examination."""
+        rows = self._rows_of_series()
+        if rows is None:
+            return []
+        self._dates = self._dates_of_table(rows)
+        found = self._per_uid(rows)
+        self.warnings["shared_instances"] = sharing_instances(rows)
+        if self.settings.mixed_folders == "quarantine":
+            mixed = in_mixed_folders(self._tables(["folder", STUDY, "PatientID"]), found)
+            for study in found:
+                study.reject = study.reject or ("quarantined" if study.key in mixed else "")
+        if self.settings.one_study_per_accession:
+            found, self._merged_studies = one_per_accession(found, known)
+        self.warnings["quarantined"] = sum(study.reject == "quarantined" for study in found)
+        self.warnings["merged_accession"] = len({merge.into_uid for merge in self._merged_studies})
+        self._lacking, self.warnings["unreadable_files"] = unreadable_by_series(
+            self.parts.tables(["name", "size", "status", STUDY, SERIES])
+        )
+        self._warn_of_unclear_issuers(found)
+        return found
+
+    def _rows_of_series(self) -> "pa.Table | None":
+        """Return at least one row for every series, with all that its files say of the patient.
+
+        Also how many files say so (`count_all`) and their smallest SOPInstanceUID.
+        """
         import pyarrow as pa
 
-        study, series = "StudyInstanceUID", "SeriesInstanceUID"
+        columns = [STUDY, SERIES, *PATIENT]
         groups = [
-            table.group_by([study, series, *PATIENT]).aggregate([([], "count_all")])
-            for table in self._tables([study, series, *PATIENT])
+            table.group_by(columns).aggregate([([], "count_all"), ("SOPInstanceUID", "min")])
+            for table in self._tables([*columns, "SOPInstanceUID"])
         ]
-        if not groups:
-            return []
-        rows = pa.concat_tables(groups)
-        sizes = rows.group_by(study).aggregate([(series, "count_distinct"), ("count_all", "sum")])
+        return pa.concat_tables(groups) if groups else None
+
+    def _per_uid(self, rows: "pa.Table") -> list[FoundStudy]:
+        """Return one study per StudyInstanceUID."""
+        sizes = rows.group_by(STUDY).aggregate([(SERIES, "count_distinct"), ("count_all", "sum")])
         identities = defaultdict(list)
-        for row in rows.group_by([study, *PATIENT]).aggregate([]).to_pylist():
-            identities[row[study]].append(row)
-        found = [
+        for row in rows.group_by([STUDY, *PATIENT]).aggregate([]).to_pylist():
+            identities[row[STUDY]].append(row)
+        return [
             self._study(
-                identities[size[study]], size[f"{series}_count_distinct"], size["count_all_sum"]
+                identities[size[STUDY]], size[f"{SERIES}_count_distinct"], size["count_all_sum"]
             )
             for size in sizes.to_pylist()
         ]
-        self._warn_of_unclear_issuers(found)
-        return found
 
     def _study(self, identities: list[dict], n_series: int, n_files: int) -> FoundStudy:
         """Make one study of what its files say, first in alphabet where they disagree."""
         values = {column: {row[column] for row in identities} - {None} for column in PATIENT}
+        key = identities[0][STUDY]
         study = FoundStudy(
-            identities[0]["StudyInstanceUID"],
+            key,
             *(min(values[column], default="") for column in PATIENT),
             n_series=n_series,
             n_files=n_files,
         )
+        study.accession_number = "\\".join(sorted(values["AccessionNumber"]))
+        study.study_date = self._dates.get(key, study.study_date)
         if len(values["PatientID"]) > 1:
             self.warnings["mixed_patients"] += 1
             study.reject, study.patient_id = "mixed_patients", ""
         elif not study.patient_id:
             self.warnings["missing_patient_id"] += 1
         return study
+
+    def _dates_of_table(self, rows: "pa.Table") -> dict[str, str]:
+        """Return what the table says of the dates of studies: StudyInstanceUID -> StudyDate.
+
+        Raises
+        ------
+        PlanError
+            If it gives two series of a study different ones.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        said = rows.filter(pc.is_in(rows[SERIES], pa.array(list(self.table), pa.string())))
+        said = said.group_by([STUDY, SERIES]).aggregate([]).to_pylist()
+        self.warnings["unmatched_table_rows"] = len(self.table) - len({r[SERIES] for r in said})
+        dated = [row for row in said if "StudyDate" in self.table[row[SERIES]]]
+        dates: dict[str, str] = {}
+        for row in dated:
+            date = self.table[row[SERIES]]["StudyDate"]
+            if dates.setdefault(row[STUDY], date) != date:
+                order = list(self.table)
+                lines = sorted(order.index(r[SERIES]) + 1 for r in dated if r[STUDY] == row[STUDY])
+                raise PlanError(
+                    f"input.series_table gives series of one study different StudyDates: rows "
+                    f"{', '.join(map(str, lines))}, the header not counted"
+                )
+        return dates
 
     def _warn_of_unclear_issuers(self, found: list[FoundStudy]) -> None:
         """Count patients known with an issuer here and without one there: they become two."""
@@ -205,131 +286,67 @@ class DicomIndex(Index):
     ) -> Iterator[dict[Shard, dict[str, dict]]]:
         """Yield the series of each study, for some whole shards at a time."""
         shard_of = {study.key: shard for study, shard in placed}
-        with _Buckets(self.parts.folder / ".buckets") as buckets:
-            buckets.deal(placed, self._tables(list(File._fields)))
+        self._merged_series.truncate(0)
+        with Buckets(self.parts.folder / ".buckets") as buckets:
+            buckets.deal(placed, self._files())
             for files in buckets:
                 shards: dict[Shard, dict[str, dict]] = defaultdict(dict)
-                for uid, rows in groupby(files, key=attrgetter("StudyInstanceUID")):
-                    kept = self._without_copies(list(rows))
-                    shards[shard_of[uid]][uid] = {"series": self._series(kept, series_key)}
+                for key, rows in groupby(files, key=attrgetter("study")):
+                    series = {uid: list(g) for uid, g in groupby(rows, key=attrgetter(SERIES))}
+                    shards[shard_of[key]][key] = {"series": self._entries(series, series_key)}
                 yield shards
 
-    def _without_copies(self, files: list[File]) -> list[File]:
-        """Keep one file per instance of a series: the largest, as a broken copy is smaller."""
-        best: dict[tuple[str, str], File] = {}
-        for file in files:
-            # the series counts too: some software gives two series the same instance UIDs
-            instance = file.SeriesInstanceUID, file.SOPInstanceUID
-            known = best.setdefault(instance, file)
-            if file.size > known.size:
-                best[instance] = file
-        self.dropped["duplicate"] += len(files) - len(best)
-        return files if len(best) == len(files) else sorted(best.values())
+    def _files(self) -> Iterator["pa.Table"]:
+        """Yield the rows of usable files with the columns of `File`."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
 
-    def _series(self, files: list[File], series_key: Callable[[str], str]) -> list[dict]:
-        entries = []
-        for uid, rows in groupby(files, key=attrgetter("SeriesInstanceUID")):
-            series = list(rows)
-            images = [file for file in series if holds_image(file.SOPClassUID or "")]
-            if images:
-                self.dropped["no_pixels"] += len(series) - len(images)
-            facts = _series_entry(images or series, self.table.get(uid, {}))
-            entry = {"series_key": series_key(uid), **facts}
-            entries.append(entry if images else {**entry, "reject": "no_images"})
+        uids = pa.array([merge.merged_uid for merge in self._merged_studies], pa.string())
+        keys = pa.array([merge.into_uid for merge in self._merged_studies], pa.string())
+        for table in self._tables(list(File._fields[1:])):
+            into = keys.take(pc.index_in(table[STUDY], uids))
+            table = table.append_column("study", pc.coalesce(into, table[STUDY]))
+            yield table.select(File._fields)
+
+    def _entries(
+        self, series: dict[str, list[File]], series_key: Callable[[str], str]
+    ) -> list[dict]:
+        """Return what the plan says about the series of one study."""
+        members = {uid: [uid] for uid in series}
+        slices = slices_of_one(series)
+        log = csv.writer(self._merged_series)
+        for into, *others in slices:
+            for uid in others:
+                members[into] += members.pop(uid)
+                key = series[uid][0].study
+                log.writerow(Merge("merged_series_uids", key, uid, into, len(series[uid])))
+        self.warnings["merged_series_uids"] += bool(slices)
+        entries = [
+            self._entry(uids, [file for uid in uids for file in series[uid]], series_key)
+            for uids in members.values()
+        ]
         if len({entry["series_key"] for entry in entries}) < len(entries):
             raise PlanError("two series of one study have the same pseudonym; use another key")
         return sorted(entries, key=lambda entry: entry["series_key"])
 
-
-def _series_entry(files: list[File], table: dict[str, str]) -> dict[str, Any]:
-    """Return what the plan says about a series; paths are relative to its folder."""
-    base = files[0].folder
-    if all(file.folder == base for file in files):
-        names = [os.fsdecode(file.name) for file in files]
-    else:
-        base = os.path.commonpath([file.folder for file in files])
-        paths = (os.path.join(file.folder, file.name) for file in files)  # noqa: PTH118 (bytes)
-        names = [os.fsdecode(os.path.relpath(path, base)) for path in paths]
-    stamps = "".join(
-        f"{name} {file.size} {file.mtime_ns}\n" for name, file in zip(names, files, strict=True)
-    )
-    return {
-        "kind": "dicom",
-        "folder": os.fsdecode(base),
-        "files": names,
-        "n_sop": len(files),
-        "sop_class": files[0].SOPClassUID or "",
-        "sidecar": "",
-        "table": table,
-        "digest": hashlib.sha256(os.fsencode(stamps)).hexdigest(),
-    }
-
-
-@cache
-def holds_image(sop_class: str) -> bool:
-    """Tell whether instances of a SOP class may hold an image; unknown classes may.
-
-    Examples
-    --------
-    >>> holds_image("1.2.840.10008.5.1.4.1.1.4")  # MR Image Storage
-    True
-    >>> holds_image("1.2.840.10008.5.1.4.1.1.88.22")  # Enhanced SR Storage
-    False
-    """
-    from pydicom.uid import UID
-
-    name = UID(sop_class).name
-    return sop_class != CSA_NON_IMAGE and (name == sop_class or "Image" in name)
-
-
-class _Buckets:
-    """Rows of all files, dealt out into files on disk that hold whole shards."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __enter__(self) -> "_Buckets":
-        shutil.rmtree(self.folder, ignore_errors=True)  # a killed plan may have left some
-        self.folder.mkdir(mode=0o700)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.folder)
-
-    def deal(self, placed: list[tuple[FoundStudy, Shard]], tables: Iterator["pa.Table"]) -> None:
-        """Write each row to the bucket of its study's shard."""
-        import numpy as np
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        studies = sorted(placed, key=lambda place: place[1])
-        bucket_of_study, n_rows = [], 0
-        for _, group in groupby(studies, key=lambda place: place[1]):
-            shard = [study for study, _ in group]
-            bucket_of_study += [n_rows // BUCKET_ROWS] * len(shard)
-            n_rows += sum(study.n_files for study in shard)
-        keys, buckets = pa.array([s.key for s, _ in studies]), np.array(bucket_of_study)
-        writers: dict[int, pa.RecordBatchStreamWriter] = {}
-        options = pa.ipc.IpcWriteOptions(compression="lz4")
-        for table in tables:
-            bucket = buckets[pc.index_in(table["StudyInstanceUID"], keys).to_numpy()]
-            table = table.take(np.argsort(bucket, kind="stable"))
-            numbers, sizes = np.unique(bucket, return_counts=True)
-            for number, end, size in zip(numbers, np.cumsum(sizes), sizes, strict=True):
-                if number not in writers:
-                    path = self.folder / f"{number:05d}.arrow"
-                    writers[number] = pa.ipc.new_stream(path, table.schema, options=options)
-                writers[number].write_table(table.slice(end - size, size))
-        for writer in writers.values():
-            writer.close()
-
-    def __iter__(self) -> Iterator[Iterator[File]]:
-        """Yield the files of one bucket after the other, by study, series, folder and name."""
-        import pyarrow as pa
-
-        for path in sorted(self.folder.iterdir()):
-            with pa.ipc.open_stream(path) as stream:
-                table = stream.read_all()
-            table = table.sort_by([(name, "ascending") for name in File._fields[:4]])
-            columns = [table[name].to_pylist() for name in File._fields]
-            yield map(File._make, zip(*columns, strict=True))
+    def _entry(
+        self, uids: list[str], files: list[File], series_key: Callable[[str], str]
+    ) -> dict[str, Any]:
+        """Return what the plan says about one series, which may have several UIDs."""
+        kept = without_copies(files)
+        self.dropped["duplicate"] += len(files) - len(kept)
+        images = [file for file in kept if holds_image(file.SOPClassUID or "")]
+        if images:
+            self.dropped["no_pixels"] += len(kept) - len(images)
+        said = next((self.table[uid] for uid in uids if uid in self.table), {})
+        if date := self._dates.get(files[0].StudyInstanceUID):  # one study has one date
+            said = {**said, "StudyDate": date}
+        entry = {"series_key": series_key(uids[0]), **series_entry(images or kept, said)}
+        if not images:
+            entry["reject"] = "no_images"
+        if len(uids) > 1:
+            entry["warnings"] = ["merged_series_uids"]
+        owners = {(file.StudyInstanceUID, file.SeriesInstanceUID) for file in files}
+        if n_unreadable := sum(self._lacking[owner] for owner in owners):
+            entry["n_unreadable"] = n_unreadable
+        return entry

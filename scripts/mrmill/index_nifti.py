@@ -2,11 +2,20 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mrmill.index import FoundStudy, Index, PlanError, Shard, Skip, read_rows, walk
+from mrmill.index import (
+    FoundStudy,
+    Index,
+    PlanError,
+    Shard,
+    Skip,
+    read_rows,
+    study_date,
+    walk,
+)
 from mrmill.records import digest
 
 #: BIDS entities of a folder or file name.
@@ -41,6 +50,8 @@ class NiftiIndex(Index):
         images, others = self._listing()
         rows = read_series_table(series_table) if series_table else None
         named = {path: default_place(path) for path in images} if rows is None else rows
+        if rows is not None:
+            self.warnings["study_id_of_two_patients"] = shared_study_ids(rows.values())
         self._studies: dict[str, FoundStudy] = {}
         self._paths: dict[str, list[str]] = defaultdict(list)
         self._rows: dict[str, dict[str, str]] = {}
@@ -71,8 +82,7 @@ class NiftiIndex(Index):
         patient, study = row.get("patient_id", ""), row["study_id"]
         key = f"{patient}/{study}"  # `baseline` is another study for each patient
         found = self._studies.setdefault(key, FoundStudy(key, patient))
-        dates = {found.study_date, row.get("StudyDate", "")} - {""}
-        found.study_date = min(dates, default="")
+        found.study_date = found.study_date or row.get("StudyDate", "")
         found.n_series += 1
         found.n_files += 1
         self._paths[key].append(path)
@@ -82,7 +92,7 @@ class NiftiIndex(Index):
         """Yield files that are no series, and rows of the table without a file."""
         yield from self._skips
 
-    def studies(self) -> list[FoundStudy]:
+    def studies(self, known: Container[str] = ()) -> list[FoundStudy]:
         """Return one study per patient and study id."""
         unknown = sum(not study.patient_id for study in self._studies.values())
         if unknown:
@@ -157,10 +167,12 @@ def read_series_table(path: Path) -> dict[str, dict[str, str]]:
     Raises
     ------
     PlanError
-        If a column is missing, or a row lacks its study, repeats a path or leads out of the
-        export; rows are named by their line, never by what they say.
+        If a column is missing, or a row lacks its study, repeats a path, leads out of the
+        export or has another StudyDate than the rows of its study before it; rows are named by
+        their line, never by what they say.
     """
     rows: dict[str, dict[str, str]] = {}
+    dates: dict[tuple[str, str], str] = {}
     for where, row in read_rows(path, "input.series_table", PLACE):
         values = {column: value.strip() for column, value in row.items()}
         if not values["study_id"]:
@@ -168,8 +180,19 @@ def read_series_table(path: Path) -> dict[str, dict[str, str]]:
         inside = _path_inside(values["path"], where)
         if inside in rows:
             raise PlanError(f"{where}: the path stands in the table twice")
+        date, study = study_date(values, where), (values["patient_id"], values["study_id"])
+        if date and dates.setdefault(study, date) != date:
+            raise PlanError(f"{where}: not the StudyDate that the study has in the rows before")
         rows[inside] = values
     return rows
+
+
+def shared_study_ids(rows: Iterable[Mapping[str, str]]) -> int:
+    """Count the study ids under which a series table has several patients: each has his own."""
+    patients = defaultdict(set)
+    for row in rows:
+        patients[row["study_id"]].add(row["patient_id"])
+    return sum(len(names) > 1 for names in patients.values())
 
 
 def _path_inside(path: str, where: str) -> str:

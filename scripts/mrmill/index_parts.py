@@ -8,40 +8,22 @@ part, which count from then on; rows of files that did not change are taken over
 import hashlib
 import json
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from itertools import chain, groupby
 from multiprocessing import get_context
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mrmill.index_header import TAGS, UNREADABLE, nothing, read_header
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: What is read of a header, in the order of the file.
-TAGS = {
-    "SOPClassUID": 0x00080016,
-    "SOPInstanceUID": 0x00080018,
-    "StudyDate": 0x00080020,
-    "AccessionNumber": 0x00080050,
-    "Modality": 0x00080060,
-    "PatientID": 0x00100020,
-    "IssuerOfPatientID": 0x00100021,
-    "StudyInstanceUID": 0x0020000D,
-    "SeriesInstanceUID": 0x0020000E,
-    "SeriesNumber": 0x00200011,
-    "NumberOfFrames": 0x00280008,
-}
 COLUMNS = ("name", "size", "mtime_ns", "status", *TAGS)
-
-#: Status of a file; all but `OK` are reasons to pass it over.
-OK, NOT_DICOM, UNREADABLE, DICOMDIR, NO_UID = "ok", "not_dicom", "unreadable", "dicomdir", "no_uid"
-
-MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 
 #: Rows of a part; at most this many headers are read again after a crash (about half a minute).
 PART_ROWS = 50_000
@@ -50,76 +32,6 @@ TASK_FILES = 250
 TASKS_AHEAD = 64
 
 Row = tuple[Any, ...]
-
-
-def read_header(path: str) -> tuple[str | None, ...]:
-    """Tell what a file is and whose.
-
-    Returns
-    -------
-    status : str
-    *values : str or None
-        As in `TAGS`, stripped; None where absent or empty.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be opened, which says nothing about what it is.
-    """
-    from pydicom.filereader import read_partial
-
-    tags = _tags()
-    complete = False
-
-    def after_last(tag: int, vr: str | None, length: int) -> bool:
-        nonlocal complete
-        complete = tag > tags[-1]
-        return complete
-
-    with open(path, "rb") as file:  # noqa: PTH123 (a Path costs as much as opening)
-        start = file.read(132)
-        with_preamble = start[128:] == b"DICM"
-        if not start:  # a copy that failed
-            return _nothing(UNREADABLE)
-        if not with_preamble and start[:2] not in (b"\2\0", b"\x08\0"):
-            return _nothing(NOT_DICOM)
-        file.seek(0)
-        try:
-            header = read_partial(file, after_last, force=True, specific_tags=tags)
-        except Exception:  # broken files raise whatever the parser stumbles over
-            return _nothing(UNREADABLE if with_preamble else NOT_DICOM)
-    if header.file_meta.get("MediaStorageSOPClassUID") == MEDIA_DIRECTORY:
-        return _nothing(DICOMDIR)
-    values = [_text(header.get_item(tag).value) if tag in header else None for tag in tags]
-    known = dict(zip(TAGS, values, strict=True))
-    uids = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
-    if not with_preamble and not any(known[uid] for uid in uids):
-        return _nothing(NOT_DICOM)
-    if not complete or not any(values):  # every stored object has elements further on
-        return _nothing(UNREADABLE)
-    return (OK if all(known[uid] for uid in uids) else NO_UID, *values)
-
-
-@cache
-def _tags() -> list[Any]:
-    """Return the tags in pydicom's own type, which spares it a conversion per comparison."""
-    from pydicom.tag import Tag
-
-    return [Tag(tag) for tag in TAGS.values()]
-
-
-def _nothing(status: str) -> tuple[str | None, ...]:
-    return (status, *[None] * len(TAGS))
-
-
-def _text(value: Any) -> str | None:
-    """Text of a raw element; bytes of unknown encoding stay different if they are."""
-    if isinstance(value, bytes):
-        try:
-            value = value.decode()
-        except UnicodeDecodeError:
-            value = value.decode("latin-1")
-    return str(value or "").strip("\0 ") or None
 
 
 def stat_files(folder: str, names: Sequence[str]) -> list[Row]:
@@ -143,7 +55,7 @@ def _read(folder: str, row: Row) -> Row:
     try:
         return (*row, *read_header(f"{folder}/{row[0]}"))
     except OSError:  # no size is the same as this: the file is tried again next time
-        return (row[0], -1, -1, *_nothing(UNREADABLE))
+        return (row[0], -1, -1, *nothing(UNREADABLE))
 
 
 def worker_pool(workers: int) -> AbstractContextManager[Executor | None]:
@@ -218,9 +130,12 @@ class Parts:
         self._n_pending = 0
         self._old: tuple[int, pa.Table | None] = (-1, None)
         self._count = 0
+        self._n_folders: list[int] = []  # in each part, changed ones included
         while self._path(self._count).exists():
             footer = pq.read_metadata(self._path(self._count)).metadata
-            for exported, digest in json.loads(footer[b"folders"]).items():
+            digests = json.loads(footer[b"folders"])
+            self._n_folders.append(len(digests))
+            for exported, digest in digests.items():
                 self._place[exported] = (self._count, digest)
             self._count += 1
 
@@ -274,6 +189,7 @@ class Parts:
             file.flush()
             os.fsync(file.fileno())
         scratch.rename(self._path(self._count))
+        self._n_folders.append(len(digests))
         self._place |= {exported: (self._count, digest) for exported, digest in digests.items()}
         self._present |= digests.keys()
         self._pending, self._n_pending = {}, 0
@@ -285,12 +201,19 @@ class Parts:
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
-        folders: dict[int, list[bytes]] = {}
-        for exported in self._present:
-            folders.setdefault(self._place[exported][0], []).append(os.fsencode(exported))
-        for part in sorted(folders):
+        present = Counter(self._place[exported][0] for exported in self._present)
+        partial: dict[int, list[bytes]] = {
+            part: [] for part, n_folders in present.items() if n_folders < self._n_folders[part]
+        }
+        for exported in self._present if partial else ():
+            part = self._place[exported][0]
+            if part in partial:
+                partial[part].append(os.fsencode(exported))
+        for part in sorted(present):
             table = pq.read_table(self._path(part), columns=list({"folder", *columns}))
-            yield table.filter(pc.is_in(table["folder"], pa.array(folders[part])))
+            if part in partial:
+                table = table.filter(pc.is_in(table["folder"], pa.array(partial[part])))
+            yield table
 
 
 def _digest(listing: list[Row]) -> str:

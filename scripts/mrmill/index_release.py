@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ class ReleaseIndex(Index):
         """Yield archives without metadata, metadata without an archive, and other files."""
         yield from self._skips
 
-    def studies(self) -> list[FoundStudy]:
+    def studies(self, known: Container[str] = ()) -> list[FoundStudy]:
         """Return the studies with the uids, splits and batches they have."""
         return self._found
 

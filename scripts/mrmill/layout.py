@@ -13,6 +13,9 @@ SPACES = ("native", "coreg", "atlas")
 MANIFEST = "{batch}/{stage}/{shard}.json"
 JOURNAL = "{batch}/{stage}/{shard}.jsonl"
 
+#: A batch's parts of the tables of the whole release.
+CATALOG_PARTS = ("ledger.csv", "splits.csv", "checksums.json", "flow.json")
+
 #: Tail of a repository's name and of its zips, by space.
 SUFFIX = {"native": "", "coreg": "-coreg", "atlas": "-atlas"}
 ZIP_SUFFIX = {"native": "", "coreg": "_coreg", "atlas": "_atlas"}
@@ -44,6 +47,21 @@ class WorkTree:
         """Summary of all batches and shards, the only part of the plan the Snakefile reads."""
         return self.plan / "shards.json"
 
+    @property
+    def studies(self) -> Path:
+        """Who and what each study_uid is: the key to everyone."""
+        return self.plan / "studies.parquet"
+
+    @property
+    def skipped(self) -> Path:
+        """Every file of the export that is part of no study, and why."""
+        return self.plan / "skipped.csv"
+
+    @property
+    def ledger(self) -> Path:
+        """The identified twin of the release's ledger."""
+        return self.root / "ledger.csv"
+
     def shard_plan(self, batch: str, shard: str) -> Path:
         """Studies and input files of one shard."""
         return self.plan / "shards" / batch / f"{shard}.json"
@@ -56,6 +74,18 @@ class WorkTree:
         """Append-only records of a shard's studies in one stage."""
         return self.root / JOURNAL.format(batch=batch, stage=stage, shard=shard)
 
+    def catalog(self, batch: str) -> Path:
+        """Manifest of a batch's tables."""
+        return self.root / batch / "catalog.json"
+
+    def part(self, batch: str, name: str) -> Path:
+        """Return a batch's part of a table of the whole release."""
+        return self.root / batch / "catalog" / name
+
+    def log(self, batch: str, stage: str, shard: str) -> Path:
+        """Log of a shard job: tracebacks are here and only here."""
+        return self.root / "logs" / batch / stage / f"{shard}.log"
+
     def drop_manifest(self, batch: str, stage: str, shard: str) -> None:
         """Have Snakemake work on a shard again: drop its manifest and those of the tables.
 
@@ -63,7 +93,7 @@ class WorkTree:
         """
         for path in (
             self.manifest(batch, stage, shard),
-            self.root / batch / "catalog.json",
+            self.catalog(batch),
             self.root / "catalog.json",
         ):
             path.unlink(missing_ok=True)

@@ -1,11 +1,15 @@
 """The ledger: for every series ever seen, what became of it and why.
 
 It is made from the plan and the stages' records alone, holds public ids and reason codes
-only, and refuses to be written when anything that was planned is missing from it.
+only, and refuses to be written when anything that was planned is missing from it. Its identified
+twin stays in the work tree: the same rows, with who and where each series is in the export.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 from mrmill.errors import UserError
@@ -24,6 +28,25 @@ COLUMNS = (
     "found",
     "limit",
     *SPACES,
+)
+
+#: Who a study is, from the plan's table of studies.
+IDENTITIES = ("PatientID", "AccessionNumber", "StudyInstanceUID")
+
+#: What the header of a converted series says that is never released.
+HEADER_WORDS = ("SeriesNumber", "SeriesDescription", "ProtocolName")
+
+#: What the conversion of a series found.
+CONVERSION = ("n_sop", "n_slices", "suffix", "warnings", "exit_code")
+
+#: Columns of the identified twin.
+TWIN_COLUMNS = (
+    *COLUMNS,
+    *IDENTITIES,
+    "SeriesInstanceUID",
+    *HEADER_WORDS,
+    *("folder", "first_file", "n_files"),
+    *CONVERSION,
 )
 
 #: In a space's column: the series is in that space; otherwise the column holds a reason code.
@@ -83,7 +106,8 @@ def ledger_rows(
     rows : list of dict
         One row per series with the columns `COLUMNS`, all text, by study_uid and series_key.
         `state` is accepted where the series is in the native space. `stage` is the last stage that
-        decided. The column of a space is empty where this run does not make that space.
+        decided. The column of a space is empty where this run does not make that space. A study
+        without any series has one row, whose `series_key` is empty.
 
     Raises
     ------
@@ -100,8 +124,6 @@ def ledger_rows(
         way.walk()
         rows += sorted(way.rows.values(), key=lambda row: row["series_key"])
         holes += [(uid, stage) for stage in way.holes.values()]
-        if not way.rows:
-            holes.append((uid, "plan"))
     _refuse_holes(holes, rows, len(planned))
     _refuse_unplanned({study["study_uid"] for study in planned}, records_by_stage)
     return rows
@@ -113,7 +135,8 @@ class _StudyWay:
     def __init__(self, study: Mapping[str, Any], records: Mapping[str, Record | None]) -> None:
         self.study, self.records = study, records
         self.adopted = "convert" not in records
-        self.rows = {s["series_key"]: self._new_row(s["series_key"]) for s in study["series"]}
+        keys = [series["series_key"] for series in study["series"]] or [""]
+        self.rows = {key: self._new_row(key) for key in keys}
         self.holes: dict[str, str] = {}  # series -> the first stage that says nothing about it
 
     def _new_row(self, key: str) -> dict[str, str]:
@@ -132,7 +155,7 @@ class _StudyWay:
         """Fill the rows."""
         if self.study.get("reject"):
             for row in self.rows.values():
-                self._decide(row, "plan", _of_study(Outcome(REJECTED, self.study["reject"])))
+                self._decide(row, "plan", of_study(Outcome(REJECTED, self.study["reject"])))
         elif record := self.records.get("convert"):
             for entry in record.outcome.series:  # a series may convert to several images
                 key = entry["series_key"]
@@ -162,7 +185,7 @@ class _StudyWay:
             if made and key in going_on and space != "native":
                 row[space] = self._word(key, space)
             elif made or (space == "native" and self.adopted):
-                row[space] = YES if row["state"] == ACCEPTED else _code(row)
+                row[space] = YES if row["state"] == ACCEPTED else telling_code(row)
 
     def _word(self, key: str, space: str) -> str:
         """Say whether a defaced series is in a space other than native, or why not."""
@@ -171,26 +194,16 @@ class _StudyWay:
             if decision is None:
                 return ""
             if decision["state"] != ACCEPTED:
-                return _code(decision)
+                return telling_code(decision)
         return YES
 
     def _decision(self, key: str, stage: str, space: str = "native") -> dict[str, Any] | None:
-        """Return what a stage says of a series: its own entry first, then its study's.
-
-        Nothing said is a hole.
-        """
+        """Return what a stage says of a series; nothing said is a hole."""
         record = self.records[stage]
-        entry = None
-        if record:
-            entries = record.outcome.series
-            mine = (e for e in entries if e["series_key"] == key and e.get("space", space) == space)
-            entry = next(mine, None)
-            has_own = entry is not None and entry.get("reason", "") not in ("", "study_rejected")
-            if record.outcome.state != ACCEPTED and not has_own:
-                return _of_study(record.outcome)
-        if entry is None:
+        decision = decision_of(record, key, space) if record else None
+        if decision is None:
             self.holes.setdefault(key, stage)
-        return entry
+        return decision
 
     def _decide(self, row: dict[str, str], stage: str, decision: Mapping[str, Any]) -> None:
         state, reason = decision["state"], decision.get("reason", "")
@@ -205,7 +218,24 @@ class _StudyWay:
         row["limit"] = decision.get("limit", "")
 
 
-def _of_study(outcome: Outcome) -> dict[str, Any]:
+def decision_of(record: Record, key: str, space: str = "native") -> dict[str, Any] | None:
+    """Return what a record says of a series: its own entry first, then its study's fate.
+
+    Returns
+    -------
+    decision : dict or None
+        `state`, `reason`, and all else that the entry holds; None where nothing is said.
+    """
+    entries = record.outcome.series
+    mine = (e for e in entries if e["series_key"] == key and e.get("space", space) == space)
+    entry = next(mine, None)
+    has_own = entry is not None and entry.get("reason", "") not in ("", "study_rejected")
+    if record.outcome.state != ACCEPTED and not has_own:
+        return (entry or {}) | of_study(record.outcome)
+    return entry
+
+
+def of_study(outcome: Outcome) -> dict[str, Any]:
     """Return what the study's fate means for a series with nothing against it."""
     if outcome.state == REJECTED:
         return {"state": REJECTED, "reason": "study_rejected", "found": outcome.reason}
@@ -213,7 +243,7 @@ def _of_study(outcome: Outcome) -> dict[str, Any]:
     return {"state": FAILED, "reason": outcome.reason or "error", "found": found}
 
 
-def _code(decision: Mapping[str, Any]) -> str:
+def telling_code(decision: Mapping[str, Any]) -> str:
     """Return the code that tells most: the study's own one where its study was rejected."""
     is_study = decision["reason"] == "study_rejected"
     return decision["found"] if is_study else decision["reason"]
@@ -244,6 +274,79 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:NAMED_STUDIES]) + (f" and {more} more" if more > 0 else "")
 
 
+def read_identities(
+    table: Path, batch: str, plan_studies: Mapping[str, Mapping[str, Any]], shards: Iterable[str]
+) -> dict[str, dict[str, str]]:
+    """Return who the studies of some shards are.
+
+    Parameters
+    ----------
+    table : Path
+        The plan's `studies.parquet`.
+    plan_studies : mapping
+        study_uid -> entry in the plan of its shard.
+
+    Returns
+    -------
+    identities : dict
+        study_uid -> the columns `IDENTITIES`.
+
+    Raises
+    ------
+    LedgerError
+        If the table and the shards' plans do not name the same studies.
+    """
+    import pyarrow.parquet as pq
+
+    where = [("batch", "==", batch), ("shard", "in", list(shards))]
+    rows = pq.read_table(table, columns=["study_uid", *IDENTITIES], filters=where).to_pylist()
+    identities = {row.pop("study_uid"): row for row in rows}
+    if odd := sorted(identities.keys() ^ plan_studies.keys()):
+        raise LedgerError(
+            f"the plan of {batch} does not close: {len(odd)} studies are only in one of "
+            f"{table.name} and the shards' files: {_some(odd)}. `mrmill plan` mends it"
+        )
+    return identities
+
+
+def twin_rows(
+    rows: Iterable[Mapping[str, str]],
+    plan_studies: Mapping[str, Mapping[str, Any]],
+    converted: Mapping[str, Record],
+    identities: Mapping[str, Mapping[str, str]],
+) -> Iterator[dict[str, Any]]:
+    """Yield each row of a ledger with who and where the series is: never to be released.
+
+    Parameters
+    ----------
+    plan_studies, converted, identities : mapping
+        study_uid -> entry of the plan, record of convert (none for a release), identity.
+    """
+    for uid, own_rows in groupby(rows, key=itemgetter("study_uid")):
+        planned = {series["series_key"]: series for series in plan_studies[uid]["series"]}
+        record = converted.get(uid)
+        entries = {e["series_key"]: e for e in record.outcome.series} if record else {}
+        headers = {e["source"]: e["header"] for e in entries.values() if "header" in e}
+        for row in own_rows:
+            entry = entries.get(row["series_key"], {})
+            source = entry.get("source", row["series_key"])
+            series, header = planned.get(source, {}), headers.get(source, {})
+            files = series.get("files", [])
+            yield {
+                **row,
+                **identities[uid],
+                "SeriesInstanceUID": series.get("SeriesInstanceUID", ""),
+                **{name: header.get(name) for name in HEADER_WORDS},
+                "folder": series.get("folder") or plan_studies[uid].get("source", ""),
+                "first_file": files[0] if files else "",
+                "n_files": len(files),
+                **{name: entry.get(name) for name in CONVERSION},
+                "warnings": " ".join(
+                    sorted({*series.get("warnings", []), *entry.get("warnings", [])})
+                ),
+            }
+
+
 def summary(rows: Iterable[Mapping[str, str]]) -> dict[str, Any]:
     """Count a ledger.
 
@@ -261,8 +364,10 @@ def summary(rows: Iterable[Mapping[str, str]]) -> dict[str, Any]:
     inside: dict[str, Counter[str]] = {space: Counter() for space in SPACES}
     for row in rows:
         state, uid = row["state"], row["study_uid"]
-        series[state] += 1
         states.setdefault(uid, set()).add(state)
+        if not row["series_key"]:  # a study without any series
+            continue
+        series[state] += 1
         if state in codes:
             codes[state][row["reason"]] += 1
         for space, studies in inside.items():

@@ -2,12 +2,13 @@
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 
 from mrmill.config import Config
 from mrmill.identity import Pseudonyms
+from mrmill.identity_tables import SiteNames
 from mrmill.index import FoundStudy, PlanError, Shard
 
 
@@ -19,6 +20,8 @@ class PlannedStudy:
     ----------
     StudyInstanceUID : str
         Or what stands for it (`FoundStudy.key`).
+    anon_study_date : str
+        The date to be published, as 2024-01-31, where the site gives it; else dates are shifted.
     n_files : int
         Files found, copies included.
     """
@@ -35,6 +38,7 @@ class PlannedStudy:
     shard: str
     split: str
     date_shift_days: int
+    anon_study_date: str
     n_series: int
     n_files: int
 
@@ -49,6 +53,7 @@ def place_studies(
     known: dict[str, PlannedStudy],
     config: Config,
     pseudonyms: Pseudonyms | None,
+    site_names: Mapping[str, SiteNames],
     warnings: Counter[str],
 ) -> dict[str, PlannedStudy]:
     """Add what was found to what is planned; nothing that is planned moves.
@@ -63,6 +68,8 @@ def place_studies(
         StudyInstanceUID -> study, as planned so far.
     pseudonyms : Pseudonyms or None
         None for a release, which brings its names along.
+    site_names : mapping
+        StudyInstanceUID -> what the site calls the study; such patients and dates are not keyed.
     warnings : Counter
         Gets `patient_changed`: studies whose patient is another now; they keep the first one.
 
@@ -72,7 +79,9 @@ def place_studies(
         StudyInstanceUID -> study, those that vanished from the export included.
     """
     patients = {study.patient_uid: study for study in known.values()}
-    named = [_named(study, config, pseudonyms, patients) for study in found]
+    named = [
+        _named(study, config, pseudonyms, site_names.get(study.key), patients) for study in found
+    ]
     planned = dict(known)
     new = []
     for study in named:
@@ -81,7 +90,8 @@ def place_studies(
             new.append(study)
         else:
             planned[study.StudyInstanceUID] = _kept(study, old, warnings)
-    _refuse_collisions(named, [*planned.values(), *new])
+    keyed = [study for study in named if study.StudyInstanceUID not in site_names]
+    _refuse_collisions(keyed, [*planned.values(), *new])
     new.sort(key=lambda study: (study.batch, study.study_uid))
     for batch, group in groupby(new, key=lambda study: study.batch):
         taken = [study.place for study in planned.values() if batch in ("", study.batch)]
@@ -97,17 +107,14 @@ def _named(
     study: FoundStudy,
     config: Config,
     pseudonyms: Pseudonyms | None,
+    site: SiteNames | None,
     patients: dict[str, PlannedStudy],
 ) -> PlannedStudy:
     """Give a study its public names; a patient who is known keeps split and shift."""
     study_uid, patient_uid, split, shift = study.study_uid, study.patient_uid, study.split, 0
     if pseudonyms is not None:
         study_uid = pseudonyms.study_uid(study.key)
-        patient_uid = (
-            pseudonyms.patient_uid(study.issuer, study.patient_id)
-            if study.patient_id
-            else pseudonyms.lone_patient_uid(study.key)
-        )
+        patient_uid = site.patient_uid if site else _keyed_patient(study, pseudonyms)
         fractions = config.plan.val_fraction, config.plan.test_fraction
         split = pseudonyms.split(patient_uid, *fractions)
         shift = pseudonyms.date_shift_days(patient_uid, config.identity.max_date_shift_days)
@@ -125,9 +132,16 @@ def _named(
         shard="",
         split=known.split if known else split,
         date_shift_days=known.date_shift_days if known else shift,
+        anon_study_date=site.anon_study_date if site else "",
         n_series=study.n_series,
         n_files=study.n_files,
     )
+
+
+def _keyed_patient(study: FoundStudy, pseudonyms: Pseudonyms) -> str:
+    if study.patient_id:
+        return pseudonyms.patient_uid(study.issuer, study.patient_id)
+    return pseudonyms.lone_patient_uid(study.key)
 
 
 def _kept(study: PlannedStudy, old: PlannedStudy, warnings: Counter[str]) -> PlannedStudy:
@@ -135,12 +149,13 @@ def _kept(study: PlannedStudy, old: PlannedStudy, warnings: Counter[str]) -> Pla
     study = replace(study, batch=old.batch, shard=old.shard)
     if study.patient_uid == old.patient_uid or old.reject:
         return study
-    warnings["patient_changed"] += 1
+    warnings["patient_changed"] += not study.reject
     return replace(
         study,
         patient_uid=old.patient_uid,
         split=old.split,
         date_shift_days=old.date_shift_days,
+        anon_study_date=old.anon_study_date,
     )
 
 

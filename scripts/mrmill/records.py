@@ -92,8 +92,9 @@ class Record:
 
     @property
     def passed_on(self) -> str:
-        """Digest of what a later stage depends on: all but the rows meant for the tables."""
-        series = [{k: v for k, v in e.items() if k != "row"} for e in self.outcome.series]
+        """Digest of what a later stage depends on: all but what is meant for tables and people."""
+        told = ("row", "values")
+        series = [{k: v for k, v in e.items() if k not in told} for e in self.outcome.series]
         outcome = {**vars(self.outcome), "series": series}
         return digest({"outcome": outcome, "files": self.files})
 

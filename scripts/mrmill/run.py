@@ -7,21 +7,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
 from rich.progress import Progress, SpinnerColumn, TaskID
 
 from mrmill.config import ROOT, Config, ConfigError
-from mrmill.layout import ReleaseTree, WorkTree
+from mrmill.layout import CATALOG_PARTS, ReleaseTree, WorkTree
 from mrmill.lease import Lease
 from mrmill.records import Journal
 from mrmill.shards import is_whole
 from mrmill.workflow_files import read_plan
-
-if TYPE_CHECKING:
-    from mrmill.planning import PlanSummary
 
 #: Snakemake options after which nothing is worked on: its own output is what the user wants.
 QUERIES = {
@@ -66,6 +62,7 @@ def make_key(config: Config, console: Console) -> None:
 
 def plan_with_progress(config: Config, cores: int, console: Console) -> None:
     """Plan, showing how many files were looked at; print what was found."""
+    from mrmill.plan_text import plan_text
     from mrmill.planning import make_plan
 
     with Progress(SpinnerColumn(), *Progress.get_default_columns(), console=console) as progress:
@@ -78,22 +75,6 @@ def plan_with_progress(config: Config, cores: int, console: Console) -> None:
 
         summary = make_plan(config, cores, show)
     console.print(plan_text(summary), highlight=False, markup=False, soft_wrap=True)
-
-
-def plan_text(summary: "PlanSummary") -> str:
-    """Return what a plan found, in words."""
-    lines = [
-        f"plan: {summary.files} files ({summary.read} read now), {summary.patients} patients, "
-        f"{summary.studies} studies ({summary.new_studies} new), {summary.series} series, "
-        f"{summary.batches} batches, {summary.shards} shards"
-    ]
-    left = {**summary.skipped, "duplicates": summary.duplicates}
-    if any(left.values()):
-        lines.append("files left out: " + ", ".join(f"{n} {why}" for why, n in left.items() if n))
-    if summary.vanished_studies:
-        lines.append(f"{summary.vanished_studies} planned studies are no longer in the export")
-    notes = (f"note: {code} ({n} studies)" for code, n in summary.warnings.items())
-    return "\n".join([*lines, *notes])
 
 
 def run_workflow(
@@ -176,13 +157,16 @@ def run_with_progress(command: list[str], work: WorkTree, console: Console) -> i
 
 def summarize(config: Config, code: int, seconds: float, console: Console) -> None:
     """Print what became of everything, and where to look next."""
+    from mrmill.flow import flow_table, read_flows
     from mrmill.status import summary_text
 
+    work = WorkTree(config.work)
     release = ReleaseTree(config.release, config.dataset.name)
     if code:
         console.print("not finished: mend the cause and call `mrmill run` again; it resumes")
     elif release.ledger.exists():
-        console.print(summary_text(WorkTree(config.work), release), highlight=False, markup=False)
+        console.print(flow_table(read_flows(work)))
+        console.print(summary_text(work, release), highlight=False, markup=False)
     console.print(f"wall time {seconds / 60:.1f} min", highlight=False)
 
 
@@ -203,9 +187,11 @@ def drop_hollow_manifests(config: Config) -> None:
                 work.drop_manifest(batch, stage, shard)
                 break
     for batch in plan:
-        if not release.metadata(batch).exists():
-            (work.root / batch / "catalog.json").unlink(missing_ok=True)
+        parts = [work.part(batch, name) for name in CATALOG_PARTS]
+        if not all(path.exists() for path in (release.metadata(batch), *parts)):
+            work.catalog(batch).unlink(missing_ok=True)
     tables = [release.splits, release.ledger, release.card, release.checksums("native")]
+    tables.append(work.ledger)
     if not all(path.exists() for path in tables):
         (work.root / "catalog.json").unlink(missing_ok=True)
 

@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 #: Name of a packaging stage, before its space.
 PACKAGE = "package-"
 
+#: What the plan says about a study's dates; only curate, which writes the tables' rows, reads it.
+DATES = ("StudyDate", "date_shift_days", "anon_study_date")
+
 #: A study in flight at this many deaths of its worker is recorded failed (`killed`).
 MAX_DEATHS = 2
 
@@ -148,7 +151,8 @@ class ShardJob:
         """Digest of all that the study's outcome depends on."""
         planned = study.plan
         if self.needs:  # files and their times matter to the first stage only
-            planned = {k: planned.get(k) for k in ("patient_uid", "date_shift_days", "StudyDate")}
+            read = ("patient_uid", *DATES) if self.stage == "curate" else ("patient_uid",)
+            planned = {name: planned.get(name) for name in read}
         return digest(
             {
                 "stage": self.stage,

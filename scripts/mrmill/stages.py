@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from mrmill.columns import load_columns, read_sources
 from mrmill.config import Config, digest_of
-from mrmill.headers import load_columns, read_sources
 from mrmill.layout import ReleaseTree, WorkTree
 from mrmill.records import digest
 from mrmill.shards import ShardJob

@@ -61,9 +61,9 @@ class Status:
     stages: tuple[StageStatus, ...]
     failures: tuple[Failure, ...]
 
-    def as_json(self) -> str:
-        """Return the same for scripts."""
-        return json.dumps(asdict(self), indent=1)
+    def as_dict(self) -> dict[str, Any]:
+        """Return the same as plain values, for scripts."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,13 @@ class _ShardStage:
         return sum(study["state"] == state for study in self.studies.values())
 
 
-def read_status(work: WorkTree) -> Status:
-    """Read how far every stage is that has begun."""
+def read_status(work: WorkTree, only_batch: str = "") -> Status:
+    """Read how far every stage is that has begun, in all batches or in one."""
     stages: list[StageStatus] = []
     failed: list[tuple[int, Failure]] = []
     for batch, shards in _planned(work).items():
+        if only_batch not in ("", batch):
+            continue
         begun = [s for s in STAGES if s not in STANDS_FOR and (work.root / batch / s).is_dir()]
         per_stage: dict[str, list[tuple[_ShardStage, int]]] = {stage: [] for stage in begun}
         for shard, size in shards.items():
@@ -203,7 +205,7 @@ def stage_seconds(work: WorkTree) -> dict[str, float]:
     return {stage: round(total, 3) for stage, total in seconds.items() if total}
 
 
-def flow(work: WorkTree, release: ReleaseTree) -> dict[str, Any]:
+def finished_run(work: WorkTree, release: ReleaseTree) -> dict[str, Any]:
     """Sum up a finished run.
 
     Returns
@@ -220,7 +222,7 @@ def flow(work: WorkTree, release: ReleaseTree) -> dict[str, Any]:
 
 def summary_text(work: WorkTree, release: ReleaseTree) -> str:
     """Return the closing words of a run: what became of everything, how long, where to look."""
-    found = flow(work, release)
+    found = finished_run(work, release)
     lines = ["", _row("", "seen", "accepted", "rejected", "failed")]
     for kind in ("studies", "series"):
         lines.append(_row(kind, *(found[kind][s] for s in ("seen", ACCEPTED, REJECTED, FAILED))))

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 #: direction matrices further from orthonormal than about this.
 MAX_AXIS_COSINE = 1e-4
 
+#: Float32 holds every whole number up to this one.
+LARGEST_EXACT = 2**24
+
 #: isal level; 1 is within 2 % of the size of zlib's level 6 on MRI at a tenth of its time.
 GZIP_LEVEL = 1
 
@@ -107,12 +110,27 @@ def checked_affine(image: "nib.Nifti1Image") -> "NDArray[np.float64]":
 
 
 def as_released(data: "NDArray") -> "NDArray":
-    """Return voxels as uint16 when that loses nothing, else as float32."""
+    """Return voxels as uint16 when that loses nothing, else as float32.
+
+    Raises
+    ------
+    Rejected
+        `values_out_of_range` when float32 cannot hold them: whole numbers beyond 2^24, which it
+        would round, or values that would become infinite or all zero.
+    """
     if data.dtype == np.uint16:
         return data
-    in_range = data.min() >= 0 and data.max() <= np.iinfo(np.uint16).max
+    low, high = data.min(), data.max()
+    in_range = low >= 0 and high <= np.iinfo(np.uint16).max
     if in_range and (data.dtype.kind in "iu" or (data == np.rint(data)).all()):
         return data.astype(np.uint16)
+    largest = max(abs(float(low)), abs(float(high)))
+    float32 = np.finfo(np.float32)
+    least, most = float(float32.tiny), float(float32.max)
+    if data.dtype.kind in "iu":
+        least, most = 0, LARGEST_EXACT
+    if not least <= largest <= most:
+        raise Rejected("values_out_of_range", f"{largest:.3g}", f"{least:.3g} to {most:.3g}")
     return data.astype(np.float32)
 
 

@@ -2,16 +2,23 @@
 
 import csv
 import hashlib
+import json
 import logging
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mrmill.catalog import CatalogError, catalog_batch, catalog_release, cell
+from mrmill import ledger
+from mrmill.catalog import CatalogError, catalog_batch, catalog_release
+from mrmill.columns import load_columns
 from mrmill.config import Dataset
+from mrmill.flow import FlowError, read_flows
 from mrmill.layout import ReleaseTree, WorkTree
 from mrmill.ledger import LedgerError
 from mrmill.records import Journal, Outcome, Record, manifest_of, write_json
+from mrmill.tables import CellError, cell
 
 SPACES = ("native", "coreg")
 COLUMNS = [
@@ -19,6 +26,7 @@ COLUMNS = [
     *("SeriesNumber", "is_center_modality", "array_shape", "TE_ms", "Manufacturer"),
     *("FieldStrength_T", "is_derived"),
 ]
+SCHEMA = [column for name in COLUMNS for column in load_columns() if column.name == name]
 FACTS = {"mrmill": "0.1.0", "atlas_sha256": "ab" * 32}
 CANARY = "CANARY^NAME"
 
@@ -29,6 +37,18 @@ class Run:
     def __init__(self, root):
         self.work = WorkTree(root / "work")
         self.release = ReleaseTree(root / "release", "TINY")
+        self.planned = []
+
+    def plan(self, batch, shard, studies):
+        """Write a shard's plan, and who its studies are."""
+        write_json(self.work.shard_plan(batch, shard), {"studies": studies})
+        who = dict.fromkeys(ledger.IDENTITIES, CANARY)
+        self.planned += [
+            {"study_uid": s["study_uid"], "batch": batch, "shard": shard, **who} for s in studies
+        ]
+        names = ("study_uid", "batch", "shard", *ledger.IDENTITIES)
+        table = pa.table({n: pa.array([r[n] for r in self.planned], pa.string()) for n in names})
+        pq.write_table(table, self.work.studies)
 
     def add(self, batch, shard, **patient_of):
         """Put studies (study_uid=patient_uid), two series each, through all stages as one shard."""
@@ -42,7 +62,7 @@ class Run:
             }
             for uid, patient in patient_of.items()
         ]
-        write_json(self.work.shard_plan(batch, shard), {"studies": studies})
+        self.plan(batch, shard, studies)
         stages = ("convert", "curate", "deface", "register", "package-native", "package-coreg")
         for stage in stages:
             outcomes = {s["study_uid"]: self.outcome(batch, stage, s) for s in studies}
@@ -87,7 +107,7 @@ class Run:
             "SeriesNumber": number,
             "array_shape": [256, 256, 24],
             "TE_ms": None if number == 2 else 3.5,
-            "Manufacturer": "Philips, of Best",
+            "Manufacturer": "Philips",
             "FieldStrength_T": 2.89362,
             "is_derived": False,
             "PatientName": CANARY,
@@ -100,11 +120,11 @@ class Run:
         write_json(self.work.manifest(batch, stage, shard), manifest_of(records))
 
     def catalog_batch(self, batch, *shards):
-        return catalog_batch(self.work, self.release, batch, shards, SPACES, COLUMNS)
+        return catalog_batch(self.work, self.release, batch, shards, SPACES, SCHEMA)
 
     def catalog(self, *batches, facts=FACTS):
         dataset = Dataset(name="TINY", title="A tiny dataset", licence="cc-by-4.0")
-        return catalog_release(self.work, self.release, batches, SPACES, dataset, facts)
+        return catalog_release(self.work, self.release, batches, SPACES, dataset, SCHEMA, facts)
 
 
 @pytest.fixture
@@ -125,7 +145,7 @@ def test_the_metadata_has_one_row_per_series_in_acquisition_order(run):
     run.add("batch00", "shard000", B="P1", A="P2").catalog_batch("batch00", "shard000")
     lines = run.release.metadata("batch00").read_text(encoding="utf-8").split("\n")
     assert lines[0] == ",".join(COLUMNS)
-    shape, vendor = '"[256, 256, 24]"', '"Philips, of Best"'
+    shape, vendor = '"[256, 256, 24]"', "Philips"
     assert lines[1:3] == [
         f"P2,A,t1w-raw-sag,T1w,SAGITTAL,2,True,{shape},,{vendor},2.89362,False",
         f"P2,A,flair-raw-axi,FLAIR,AXIAL,10,False,{shape},3.5,{vendor},2.89362,False",
@@ -151,6 +171,18 @@ def test_nothing_outside_the_allow_list_reaches_the_release(run):
     assert not [name for name, data in bytes_below(run.release.root).items() if b"CANARY" in data]
     # the search can find it: the plan and the records do hold it
     assert [name for name, data in bytes_below(run.work.root).items() if b"CANARY" in data]
+
+
+@pytest.mark.parametrize("column", ["Manufacturer", "classified_modality"])
+def test_a_cell_that_its_column_does_not_accept_stops_the_catalog(run, column):
+    run.add("batch00", "s0", A="P1")
+    outcome = Journal(run.work.journal("batch00", "curate", "s0")).records()["A"].outcome
+    outcome.series[1]["row"][column] = CANARY
+    run.record("batch00", "curate", "s0", {"A": outcome})
+    with pytest.raises(CellError, match=f"study A flair-raw-axi: its {column} holds") as refused:
+        run.catalog_batch("batch00", "s0")
+    assert CANARY not in str(refused.value)
+    assert not run.release.metadata("batch00").exists()
 
 
 def test_batch_id_is_the_batch_in_which_a_patient_first_appears(run):
@@ -266,10 +298,17 @@ def test_a_planned_study_without_a_record_stops_the_catalog(run):
 
 
 def test_an_adopted_release_keeps_its_rows_and_has_no_native_zips(run):
-    rows = [{"patient_uid": "P1", "study_uid": "A", "series_id": "t1w-raw-sag", "TE_ms": "2.5"}]
+    rows = [
+        {
+            **{"patient_uid": "P1", "study_uid": "A", "series_id": "t1w-raw-sag", "TE_ms": "2.5"},
+            **{"classified_modality": "T1w", "acquisition_plane": "SAGITTAL"},
+            **{"is_derived": "False", "array_shape": "[256, 256, 24]"},
+            **{"Manufacturer": CANARY, "PatientName": CANARY},
+        }
+    ]
     series = [{"series_key": "t1w-raw-sag"}]
     study = {"study_uid": "A", "patient_uid": "P1", "split": "val", "rows": rows, "series": series}
-    write_json(run.work.shard_plan("batch03", "s0"), {"studies": [study]})
+    run.plan("batch03", "s0", [study])
     entry = {**series[0], "state": "accepted", "reason": "", "row": rows[0]}
     entry["is_center_modality"] = True
     coreg = {**entry, "space": "coreg"}
@@ -278,7 +317,7 @@ def test_an_adopted_release_keeps_its_rows_and_has_no_native_zips(run):
     native = run.release.zip("native", "batch03", "A")
     native.parent.mkdir(parents=True)
     native.write_bytes(b"not made here")
-    catalog_batch(run.work, run.release, "batch03", ["s0"], ["coreg"], COLUMNS)
+    catalog_batch(run.work, run.release, "batch03", ["s0"], ["coreg"], SCHEMA)
     (row,) = rows_of(run.release.metadata("batch03"))
     assert (row["TE_ms"], row["is_center_modality"], row["Manufacturer"]) == ("2.5", "True", "")
     assert native.exists()
@@ -325,7 +364,9 @@ def test_the_card_names_tables_numbers_and_versions(run):
     assert "| test | 1 | 1 | 2 |" in body
     assert "| total | 2 | 3 | 6 |" in body
     assert "| FLAIR | 3 | 0 |" in body
-    assert "| Philips, of Best | 6 |" in body
+    assert "| Philips | 6 |" in body
+    for name in (*COLUMNS, "split", "reason"):
+        assert f"| `{name}` |" in body
     assert "| 2.9 T | 6 |" in body
     assert "ab" * 32 in body
     assert "TINY-coreg" in body
@@ -333,7 +374,7 @@ def test_the_card_names_tables_numbers_and_versions(run):
 
 
 def test_an_empty_batch_gives_tables_with_heads_only(run):
-    write_json(run.work.shard_plan("batch00", "s0"), {"studies": []})
+    run.plan("batch00", "s0", [])
     for stage in ("convert", "curate", "deface", "register", "package-native", "package-coreg"):
         run.record("batch00", stage, "s0", {})
     assert run.catalog_batch("batch00", "s0")["counts"]["series"]["seen"] == 0
@@ -356,3 +397,90 @@ def test_an_empty_batch_gives_tables_with_heads_only(run):
 )
 def test_a_value_has_one_way_to_stand_in_a_table(value, text):
     assert cell(value) == text
+
+
+def test_the_identified_twin_is_for_its_owner_and_only_in_the_work_tree(run):
+    run.add("batch00", "s0", A="P1").add("batch01", "s0", B="P2")
+    for batch in ("batch00", "batch01"):
+        run.catalog_batch(batch, "s0")
+    run.catalog("batch00", "batch01")
+    twins = [run.work.ledger, *run.work.root.glob("batch*/catalog/ledger.csv")]
+    assert [path.stat().st_mode & 0o777 for path in twins] == [0o600] * 3
+    public, twin = rows_of(run.release.ledger), rows_of(run.work.ledger)
+    assert [{name: row[name] for name in ledger.COLUMNS} for row in twin] == public
+    assert {row["AccessionNumber"] for row in twin} == {CANARY}
+    assert list(public[0]) == list(ledger.COLUMNS)
+
+
+def test_the_flow_of_a_batch_is_that_of_its_ledger(run):
+    run.add("batch00", "s0", A="P1", B="P2")
+    write_json(run.work.shards, {"batches": {"batch00": {}}})
+    write_json(run.work.catalog("batch00"), run.catalog_batch("batch00", "s0"))
+    steps = read_flows(run.work).total.steps
+    assert {(step.series, step.studies) for step in steps} == {(4, 2)}
+
+
+def without_study(run):
+    path = run.work.shard_plan("batch00", "s0")
+    studies = json.loads(path.read_text())["studies"]
+    write_json(path, {"studies": [s for s in studies if s["study_uid"] != "A"]})
+
+
+def without_journal_line(run):
+    path = run.work.journal("batch00", "curate", "s0")
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if '"study_uid": "A"' not in line))
+
+
+def without_study_in_manifest(run):
+    path = run.work.manifest("batch00", "register", "s0")
+    found = json.loads(path.read_text())
+    del found["studies"]["A"]
+    write_json(path, found)
+
+
+def without_series_in_record(run):
+    path = run.work.journal("batch00", "deface", "s0")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        if line["study_uid"] == "A":
+            line["outcome"]["series"].pop()
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def without_series_in_record_and_manifest(run):
+    outcomes = Journal(run.work.journal("batch00", "deface", "s0")).records()
+    outcomes["A"].outcome.series.pop()
+    run.record("batch00", "deface", "s0", {uid: r.outcome for uid, r in outcomes.items()})
+
+
+def without_zip(run):
+    run.release.zip("native", "batch00", "A").unlink()
+
+
+@pytest.mark.parametrize(
+    ("delete", "named"),
+    [
+        (without_study, r"only in one of studies.parquet and the shards' files: A\."),
+        (without_journal_line, r"study A: the journal of batch00/curate/s0 no longer says"),
+        (without_study_in_manifest, r"in 1 of 2 studies: A \(register\)"),
+        (without_series_in_record, r"study A: the journal of batch00/deface/s0 no longer says"),
+        (without_series_in_record_and_manifest, r"1 of 4 series, in 1 of 2 studies: A \(deface\)"),
+        (without_zip, r"TINY/mri/batch00/A\.zip: missing"),
+    ],
+)
+def test_what_is_deleted_behind_its_back_is_named_by_its_study(run, delete, named):
+    run.add("batch00", "s0", A="P1", B="P2")
+    delete(run)
+    with pytest.raises((LedgerError, CatalogError), match=named):
+        run.catalog_batch("batch00", "s0")
+    assert not run.release.metadata("batch00").exists()
+
+
+def test_a_row_that_is_gone_from_a_batchs_ledger_stops_the_release(run):
+    run.add("batch00", "s0", A="P1", B="P2").catalog_batch("batch00", "s0")
+    path = run.work.part("batch00", "ledger.csv")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(FlowError, match=r"batch00/catalog/ledger\.csv no longer adds up"):
+        run.catalog("batch00")
+    assert not run.release.ledger.exists()

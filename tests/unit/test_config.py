@@ -50,7 +50,7 @@ def test_variables_and_the_home_folder_are_expanded(tmp_path, monkeypatch):
     [
         ({"deface": {"backnd": "deepbet"}}, "deface.backnd: unknown key; did you mean `backend`?"),
         ({"zzz": 1}, "zzz: unknown key; known here: input, work,"),
-        ({"curate": {"age_min_years": -1}}, "curate.age_min_years: .* greater than or equal to 0"),
+        ({"identity": {"max_date_shift_days": 0}}, "max_date_shift_days: .* or equal to 1"),
         ({"deface": {"device": "gpu"}}, "deface.device: Input should be 'cuda', 'cpu' or 'mps'"),
         (ON_CPU | {"release": "work/release"}, "must not lie inside each other"),
         (ON_CPU | {"work": "export/work"}, "keep the export untouched"),

@@ -6,14 +6,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mrmill.classify import load_rules
-from mrmill.config import Curate
-from mrmill.curate import acquisition_plane, curate_study
-from mrmill.headers import load_columns, release_columns
+from mrmill.columns import load_columns, release_columns
+from mrmill.config import Convert, Curate
+from mrmill.curate import acquisition_plane, curate_study, load_tables
 from mrmill.records import Outcome, Record
 from mrmill.shards import Study
 
-COLUMNS, RULES = load_columns(), load_rules()
+COLUMNS = load_columns()
 AXIAL = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
 T1W = {"ScanningSequence": "SE", "TE_ms": 12.0, "TR_ms": 500.0}
 T2W = {"ScanningSequence": "SE", "TE_ms": 98.0, "TR_ms": 4500.0}
@@ -46,7 +45,10 @@ def curated(*entries, tables=None, plan=None, **settings):
         plan={"StudyDate": "20240131", "date_shift_days": -31, "series": planned, **(plan or {})},
         upstream={"convert": Record("STUDY00001", "key", Outcome(series=list(entries)))},
     )
-    return curate_study(study, None, Curate(**settings), RULES, COLUMNS)
+    settings = Curate(**settings)
+    return curate_study(
+        study, None, settings, load_tables(settings, Convert().header_columns)
+    )
 
 
 def only(outcome):
@@ -83,18 +85,18 @@ def test_an_ordinary_study_is_named_in_the_order_of_its_series_numbers():
         ({"Modality": "SR"}, "not_mr", None, "MR images"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "not_mr", None, "MR images"),
         ({"BurnedInAnnotation": "YES"}, "burned_in_annotation", "YES", "NO"),
-        ({"ImageType": "DERIVED\\SECONDARY"}, "derived", "", ""),
-        ({"SeriesDescription": "localizer"}, "localizer", "", ""),
-        ({"ImageType": "ORIGINAL\\PRIMARY\\SUB"}, "subtraction", "", ""),
+        ({"ImageType": "DERIVED\\SECONDARY"}, "derived", "", "no"),
+        ({"SeriesDescription": "localizer"}, "localizer", "", "no"),
+        ({"ImageType": "ORIGINAL\\PRIMARY\\SUB"}, "subtraction", "", "no"),
         (
             {"ImageType": "ORIGINAL\\PRIMARY\\DIFFUSION"},
             "modality_not_accepted",
             "DWI",
             "T1w, T2w, FLAIR, SWI, MRA",
         ),
-        ({"TE_ms": None}, "modality_unknown", "", ""),
+        ({"TE_ms": None}, "modality_unknown", "UNKNOWN", "a known one"),
         ({"Patient'sAge": "009Y"}, "age_below_minimum", "9 years", ">= 13 years"),
-        ({"Patient'sAge": None}, "age_unknown", "", ">= 13 years"),
+        ({"Patient'sAge": None}, "age_unknown", "", "known"),
         ({"shape": (256, 12, 30)}, "too_few_voxels", "256 x 12 x 30 voxels", ">= 16 voxels"),
         (
             {"shape": (88, 240, 240), "spacing_mm": (1, 1, 1)},
@@ -135,7 +137,7 @@ def test_the_first_criterion_that_fails_gives_the_reason():
         change = {"ScanningSequence": "SE", "TE_ms": 12.0, "TR_ms": 500.0}
         for _, flaw in reversed(flaws[first:]):
             change |= flaw
-        entry = only(curated(series(**change), planes=["AXIAL"]))
+        entry = only(curated(series(**change), limits={"plane_not_accepted": {"accepted": ["AXIAL"]}}))
         assert entry["reason"] == flaws[first][0]
 
 
@@ -172,6 +174,38 @@ def test_the_series_table_overrules_header_and_rules():
     first, _ = curated(derived, series("B"), tables={"A": row}).series
     assert (first["series_id"], first["SeriesNumber"]) == ("flair-raw-axi", 4)
     assert first["row"]["classification_rule"] == "series_table"
+
+
+def test_a_spine_is_never_the_center():
+    spine = series("A", 1, SeriesDescription="T1 TSE sag lumbar spine")
+    first, second = curated(spine, series("B", 2)).series
+    assert (first["row"]["body_part"], first["state"]) == ("spine", "accepted")
+    assert [first["is_center_modality"], second["is_center_modality"]] == [False, True]
+
+
+def test_a_study_of_spines_has_no_center():
+    outcome = curated(series("A", 1, SeriesDescription="T1 TSE sag lumbar spine"))
+    assert (outcome.state, outcome.reason) == ("rejected", "no_center")
+
+
+def test_a_t1w_repeated_with_contrast_agent_tells_both():
+    after = series("B", 9, SeriesDescription="T1 SE post gadolinium")
+    rows = [entry["row"] for entry in curated(series("A", 2), after).series]
+    assert [row["contrast_agent"] for row in rows] == ["no", "yes"]
+    assert rows[1]["contrast_agent_evidence"] == "word:SeriesDescription"
+    assert "gadolinium" not in str(rows)
+
+
+def test_a_date_that_the_site_gave_is_written_as_it_is():
+    entry = only(curated(series(), plan={"anon_study_date": "2001-02-03"}))
+    assert entry["row"]["anon_study_date"] == "2001-02-03"
+
+
+def test_a_child_is_old_enough_on_the_thirteenth_birthday():
+    born = {"Patient'sAge": None, "Patient'sBirthDate": "2011-01-31"}
+    assert only(curated(series(**born, StudyDate="2024-01-31")))["state"] == "accepted"
+    entry = only(curated(series(**born, StudyDate="2024-01-30")))
+    assert (entry["reason"], entry["found"]) == ("age_below_minimum", "12 years")
 
 
 def test_a_study_without_a_t1w_is_rejected_as_a_whole():

@@ -23,7 +23,7 @@ INLINE = re.compile(r"`[^`]+`")
 
 def links(page: Path) -> list[str]:
     """Targets of a page's links to other files or headings, code left out."""
-    prose = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    prose = INLINE.sub("", BLOCK.sub("", page.read_text(encoding="utf-8")))
     return [target for target in LINK.findall(prose) if not WEB.match(target)]
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 import time
 
 import pytest
@@ -10,16 +11,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian
 
-from mrmill.headers import (
-    Column,
-    ColumnsError,
-    age_years,
-    dicom_header,
-    load_columns,
-    release_columns,
-    sidecar_header,
-    with_series_table,
-)
+from mrmill.columns import Column, ColumnsError, adopted_row, load_columns, release_columns
+from mrmill.headers import age_years, dicom_header, sidecar_header, with_series_table
 from mrmill.reasons import Rejected
 
 MR, ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1"
@@ -149,6 +142,7 @@ def test_a_file_that_is_no_dicom_is_rejected(tmp_path):
     assert refused.value.reason == "unreadable_image"
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
 def test_no_text_of_a_header_reaches_the_release(tmp_path):
     columns = [c for c in load_columns() if c.type in ("text", "codes", "tokens")]
     keywords = {keyword for c in columns for keyword in c.dicom} - {"SOPClassUID", "PatientAge"}
@@ -264,10 +258,31 @@ def test_one_number_of_several_out_of_bounds_empties_the_cell():
     assert released({name: [0.0, 256.0, 19560312.0, 0.0]})[name] == ""
 
 
-def test_identifying_columns_are_not_in_the_release():
-    names = set(release_columns(load_columns()))
-    assert not names & {"ProtocolName", "SeriesDescription", "StudyDate", "Patient'sBirthDate"}
-    assert not any("UID" in name or "Date" in name for name in names)
+# of the names that MR-RATE's table of columns knows
+WHO_WHERE_WHEN = [
+    *("AccessionNumber", "OriginalAccession", "RequestAttributesSequence_0_RequestedProcedureID"),
+    *("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameofReferenceUID"),
+    *("AcquisitionTime", "StudyDate", "Patient'sBirthDate", "Privatetagdata_0_SOPInstanceUID"),
+    *("DeviceSerialNumber", "StationName", "PerformedStationAETitle", "InstitutionName"),
+    *("ProtocolName", "SeriesDescription", "StudyDescription", "RequestedProcedureDescription"),
+    *("StudyComments", "CommentsonthePerformedProcedureStep", "OperatorsName", "Privatetagdata"),
+    *("PerformedProcedureStepDescription", "PulseSequenceName", "BodyPartExamined", "HeartRate"),
+]
+
+
+def test_free_text_and_what_says_who_where_or_when_is_not_in_the_release():
+    names = release_columns(load_columns())
+    assert not {*names} & {*WHO_WHERE_WHEN}
+    assert [n for n in names if re.search("UID|Date|Time|Comment|Description", n)] == [
+        "TimeofFlightContrast"
+    ]
+
+
+def test_columns_of_our_own_come_last_and_can_be_left_out():
+    columns = (*load_columns(), Column(**GUARDED, extra=True))
+    assert release_columns(columns)[-1] == "x"
+    own = {column.name for column in columns if column.extra}
+    assert [n for n in release_columns(columns) if n not in own] == release_columns(columns, False)
 
 
 def test_a_sidecar_in_seconds_becomes_milliseconds():
@@ -285,6 +300,29 @@ def test_a_sidecar_in_seconds_becomes_milliseconds():
     assert [header[name] for name in ("TI_ms", "PatientPosition", "FlipAngle")] == [None] * 3
     assert (header["ImageType"], header["ScanningSequence"]) == ("ORIGINAL\\PRIMARY", "GR\\IR")
     json.dumps(header, allow_nan=False)
+
+
+def test_somebody_else_s_row_is_adopted_in_our_words():
+    row = {
+        "study_uid": "S 1",  # what every row needs is left for the catalog to refuse
+        "is_derived": "False",
+        "sequence_family": "of Dr. Smith, St Mary",
+        "Patient'sAge": "45.0",
+        "Manufacturer": "Philips Medical Systems",
+        "Manufacturer'sModelName": "St Mary 3",
+        "ImageType": "['ORIGINAL', 'PRIMARY', 'DR SMITH']",
+        "ImageOrientation(Patient)": "[1.0, 0.0, 0.0, 0.0, 1.0, 0.0]",
+        "PixelSpacing": "[0.5]",
+        "TR_ms": "2300.0",
+        "ProtocolName": "head",
+    }
+    expected = {
+        **{"study_uid": "S 1", "is_derived": "False", "sequence_family": ""},
+        **{"Patient'sAge": "45.0", "Manufacturer": "Philips", "Manufacturer'sModelName": ""},
+        **{"ImageType": "ORIGINAL\\PRIMARY", "PixelSpacing": "", "TR_ms": 2300},
+        **{"ImageOrientation(Patient)": "[1, 0, 0, 0, 1, 0]"},
+    }
+    assert adopted_row(row, load_columns()) == expected | {"ProtocolName": ""}
 
 
 def test_the_series_table_wins_where_it_says_something():
@@ -316,10 +354,39 @@ def test_the_age_is_read_in_all_its_units(header, years):
     assert found == (years if years is None else pytest.approx(years, abs=0.01))
 
 
+GUARDED = {"name": "x", "description": "", "type": "text", "release": True, "allowed": ["[ab]"]}
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        *("StudyInstanceUID", "PatientName", "PatientID", "AccessionNumber", "StudyDate"),
+        *("AcquisitionTime", "AcquisitionDateTime", "InstitutionName", "StationName", "StudyID"),
+        *("DeviceSerialNumber", "OperatorsName", "ReferringPhysicianName", "ImageComments"),
+        *("PerformedStationAETitle", "ContrastBolusStartTime", "InstanceCreationTime"),
+    ],
+)
+@pytest.mark.parametrize("place", ["dicom", "bids"])
+def test_no_allow_list_releases_who_where_or_when(keyword, place):
+    with pytest.raises(ValueError, match="never released"):
+        Column(**GUARDED, **{place: [keyword]})
+    Column(**{**GUARDED, "release": False}, **{place: [keyword]})  # to read it is no harm
+
+
+def test_a_site_can_release_a_description_by_its_own_words():
+    column = Column(**{**GUARDED, "allowed": ["T1 (sag|tra)"]}, dicom=["SeriesDescription"])
+    assert [column.released(t) for t in ("T1 sag", "T1 sag Smith")] == ["T1 sag", ""]
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
         ({"type": "text", "release": True}, "needs `allowed` or `rewrite`"),
+        ({"type": "text", "release": True, "computed": True}, "needs `source`"),
+        (
+            {"type": "text", "release": True, "computed": True, "source": "curate"},
+            "needs `values` or `pattern`",
+        ),
         ({"type": "number", "release": True, "minimum": 0}, "needs `minimum` and `maximum`"),
         ({"type": "date", "release": True}, "never released"),
         ({"type": "number", "dicomm": ["EchoTime"]}, "Extra inputs"),

@@ -3,61 +3,35 @@
 import random
 from collections import Counter
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from recorded import (
+    ALL,
+    PACKAGES,
+    both,
+    in_all_stages,
+    no,
+    ok,
+    random_run,
+    records_of,
+    study,
+    whole_way,
+)
 
-from mrmill.ledger import COLUMNS, LedgerError, ledger_rows, stages_of, summary
-from mrmill.records import Outcome, Record
+from mrmill.ledger import (
+    COLUMNS,
+    TWIN_COLUMNS,
+    LedgerError,
+    ledger_rows,
+    read_identities,
+    stages_of,
+    summary,
+    twin_rows,
+)
+from mrmill.records import Outcome
 
-ALL = ("native", "coreg", "atlas")
-PACKAGES = ("package-native", "package-coreg", "package-atlas")
-
-
-def study(uid, *keys, **more):
-    return {
-        "study_uid": uid,
-        "batch": "batch00",
-        "series": [{"series_key": k} for k in keys],
-        **more,
-    }
-
-
-def ok(key, **more):
-    return {"series_key": key, "state": "accepted", "reason": "", **more}
-
-
-def no(key, reason, state="rejected", **more):
-    return {"series_key": key, "state": state, "reason": reason, **more}
-
-
-def both(key, coreg="", atlas=""):
-    """The two entries of a series in register."""
-    return [
-        no(key, reason, space=space) if reason else ok(key, space=space)
-        for space, reason in (("coreg", coreg), ("atlas", atlas))
-    ]
-
-
-def records_of(uid, **outcomes):
-    """One study's records: keyword (dashes as underscores) -> entries or a whole outcome."""
-    return {
-        name.replace("_", "-"): {
-            uid: Record(uid, "key", o if isinstance(o, Outcome) else Outcome(series=o))
-        }
-        for name, o in outcomes.items()
-    }
-
-
-def in_all_stages(records):
-    return {stage: records.get(stage, {}) for stage in stages_of(ALL)}
-
-
-def whole_way(uid="S", keys=("A",)):
-    """Records of a study that all went well with."""
-    entries = [ok(key, series_id=f"t1w-raw-{key.lower()}") for key in keys]
-    spaces = [entry for key in keys for entry in both(key)]
-    stages = dict.fromkeys(("convert", "curate", "deface", "package_native"), entries)
-    packages = dict.fromkeys(("package_coreg", "package_atlas"), entries)
-    return records_of(uid, **stages, register=spaces, **packages)
+CANARY = "CANARY^NAME"
 
 
 def as_told(rows, *columns):
@@ -217,8 +191,30 @@ def test_a_series_that_an_accepted_study_says_nothing_about_is_a_hole(stage):
 
 
 def test_a_study_without_series_does_not_vanish():
-    with pytest.raises(LedgerError, match=r"EMPTY \(plan\)"):
+    with pytest.raises(LedgerError, match=r"EMPTY \(convert\)"):
         ledger_rows([study("EMPTY")], in_all_stages({}))
+
+
+@pytest.mark.parametrize(
+    ("plan", "records", "stage", "found"),
+    [
+        (study("EMPTY", reject="excluded"), {}, "plan", "excluded"),
+        (
+            study("EMPTY"),
+            records_of("EMPTY", convert=Outcome("rejected", "no_accepted_series")),
+            "convert",
+            "no_accepted_series",
+        ),
+    ],
+)
+def test_a_study_without_series_has_one_row_that_is_no_series(plan, records, stage, found):
+    rows = ledger_rows([plan], in_all_stages(records))
+    assert as_told(rows, "series_key", "stage", "state", "found") == [
+        ("", stage, "rejected", found)
+    ]
+    counts = summary(rows)
+    assert counts["series"]["seen"] == 0
+    assert counts["studies"] == {"seen": 1, "accepted": 0, "rejected": 1, "failed": 0}
 
 
 def test_a_record_without_a_planned_study_is_refused():
@@ -230,37 +226,6 @@ def test_a_reason_outside_the_closed_list_is_refused():
     records = in_all_stages(records_of("S", convert=[no("A", "DOE^JOHN")]))
     with pytest.raises(LedgerError, match="study S: convert recorded"):
         ledger_rows([study("S", "A")], records)
-
-
-def random_run(rng, n_studies):
-    """Studies with drawn fates, and what must come out: key -> (state, stage)."""
-    plan, records, expected = [], {stage: {} for stage in stages_of(ALL)}, {}
-    for number in range(n_studies):
-        uid, keys = f"S{number:03}", [f"S{number:03}-{i}" for i in range(rng.randint(1, 5))]
-        plan.append(study(uid, *keys))
-        alive = list(keys)
-        for stage in ("convert", "curate", "deface", "package-native"):
-            entries, states = [], {}
-            for key in alive:
-                state = rng.choices(("accepted", "rejected", "failed"), (8, 1, 1))[0]
-                reason = {"accepted": "", "rejected": "not_3d", "failed": "error"}[state]
-                entries.append(no(key, reason, state=state))
-                states[key] = state
-            crash = rng.random() < 0.1
-            outcome = Outcome("failed", "error") if crash else Outcome(series=entries)
-            records[stage][uid] = Record(uid, "key", outcome)
-            expected |= {k: ("failed" if crash else states[k], stage) for k in alive}
-            if stage == "deface" and not crash:
-                defaced = [key for key in alive if states[key] == "accepted"]
-                spaces = [entry for key in defaced for entry in both(key)]
-                records["register"][uid] = Record(uid, "key", Outcome(series=spaces))
-                for package in PACKAGES[1:]:
-                    done = Outcome(series=[ok(key) for key in defaced])
-                    records[package][uid] = Record(uid, "key", done)
-            alive = [] if crash else [key for key in alive if states[key] == "accepted"]
-            if not alive:
-                break
-    return plan, records, expected
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -286,7 +251,7 @@ def test_the_order_of_plan_and_records_does_not_change_the_ledger():
 
 def test_the_summary_counts_reasons_spaces_and_studies():
     def row(uid, state, reason="", coreg=""):
-        told = {"study_uid": uid, "state": state, "reason": reason}
+        told = {"study_uid": uid, "series_key": "K", "state": state, "reason": reason}
         return told | {"native": reason or "yes", "coreg": coreg, "atlas": ""}
 
     rows = [
@@ -313,3 +278,70 @@ def test_stages_follow_from_the_spaces_and_the_input():
     assert stages_of(["atlas"], adopted=True) == ["deface", "register", "package-atlas"]
     assert stages_of(ALL) == ["convert", "curate", "deface", "register", *PACKAGES]
     assert stages_of(ALL, adopted=True) == ["deface", "register", *PACKAGES]
+
+
+@pytest.fixture
+def studies(tmp_path):
+    """The plan's table of two studies in two shards."""
+    rows = [
+        {
+            **{"study_uid": uid, "batch": "batch00", "shard": shard, "PatientID": CANARY},
+            **{"AccessionNumber": f"ACC{uid}", "StudyInstanceUID": f"1.2.{uid}", "split": "val"},
+        }
+        for uid, shard in (("A", "s0"), ("B", "s1"))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "studies.parquet")
+    return tmp_path / "studies.parquet"
+
+
+def test_identities_are_those_of_the_shards_asked_for(studies):
+    assert read_identities(studies, "batch00", {"A": study("A")}, ["s0"]) == {
+        "A": {"PatientID": CANARY, "AccessionNumber": "ACCA", "StudyInstanceUID": "1.2.A"}
+    }
+
+
+@pytest.mark.parametrize("in_shards", [["A"], ["A", "B", "C"]])
+def test_a_study_in_only_one_half_of_the_plan_is_named(studies, in_shards):
+    plan = {uid: study(uid) for uid in in_shards}
+    (odd,) = {"A", "B"} ^ set(in_shards)
+    with pytest.raises(LedgerError, match=rf"1 studies are only in one of .*: {odd}\."):
+        read_identities(studies, "batch00", plan, ["s0", "s1"])
+
+
+def test_the_twin_has_the_same_rows_with_who_and_where(studies):
+    records = whole_way("A", keys=("K",))
+    header = {"SeriesNumber": 7, "SeriesDescription": CANARY, "ProtocolName": "p"}
+    facts = {"n_sop": 4, "n_slices": 2, "suffix": "_e2", "warnings": ["w1", "w2"], "exit_code": 0}
+    made = {"source": "K", **facts}
+    records["convert"]["A"].outcome.series = [
+        ok("K", header=header, **made),
+        no("K-2", "extra_output", **made),
+    ]
+    plan = {"A": study("A", "K", "L")}
+    plan["A"]["series"][0] |= {"folder": f"/in/{CANARY}", "files": ["a", "b", "c", "d"]}
+    plan["A"]["series"][1] |= {"folder": "/in/else", "files": ["z"]}
+    records["convert"]["A"].outcome.series.append(no("L", "no_images", source="L"))
+    rows = ledger_rows(plan.values(), records)
+    identities = read_identities(studies, "batch00", plan, ["s0"])
+    twin = list(twin_rows(rows, plan, records["convert"], identities))
+    assert [{name: row[name] for name in COLUMNS} for row in twin] == rows
+    assert all(set(row) == set(TWIN_COLUMNS) for row in twin)
+    told = as_told(twin, "series_key", "PatientID", "folder", "first_file", "n_files", "warnings")
+    assert told == [
+        ("K", CANARY, f"/in/{CANARY}", "a", 4, "w1 w2"),
+        ("K-2", CANARY, f"/in/{CANARY}", "a", 4, "w1 w2"),
+        ("L", CANARY, "/in/else", "z", 1, ""),
+    ]
+    assert as_told(twin, "SeriesDescription", "n_sop", "suffix", "exit_code") == [
+        (CANARY, 4, "_e2", 0),
+        (CANARY, 4, "_e2", 0),
+        (None, None, None, None),
+    ]
+
+
+def test_series_that_the_plan_rejected_are_in_the_twin_too(studies):
+    plan = {"A": study("A", "K", reject="excluded")}
+    plan["A"]["series"][0] |= {"folder": "/in", "files": ["a"]}
+    rows = ledger_rows(plan.values(), in_all_stages({}))
+    (row,) = twin_rows(rows, plan, {}, read_identities(studies, "batch00", plan, ["s0"]))
+    assert as_told([row], "found", "AccessionNumber", "first_file") == [("excluded", "ACCA", "a")]

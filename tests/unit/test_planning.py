@@ -4,7 +4,7 @@ import stat
 from collections import Counter
 
 import pytest
-from tiny_dicom import write_study
+from tiny_dicom import write_dicom, write_study
 
 from mrmill import index_parts, planning
 from mrmill.config import checked
@@ -13,7 +13,10 @@ from mrmill.index import PlanError
 from mrmill.placement import free_places
 from mrmill.planning import make_plan
 
-ENTRY = {"study_uid", "patient_uid", "split", "date_shift_days", "StudyDate", "reject", "series"}
+ENTRY = {
+    *("study_uid", "patient_uid", "split", "reject", "series"),
+    *("StudyDate", "date_shift_days", "anon_study_date"),
+}
 SERIES = {"series_key", "kind", "folder", "files", "n_sop", "sop_class", "sidecar", "table"}
 
 
@@ -279,6 +282,33 @@ def test_studies_without_patient_id_are_patients_of_their_own(site):
     assert (summary.patients, summary.warnings) == (2, {"missing_patient_id": 2})
 
 
+def test_every_merge_is_written_down(site):
+    write_study(site / "export" / "a", "1.5", "P1", n_series=1, AccessionNumber="A")
+    write_study(site / "export" / "b", "1.9", "P1", n_series=1, AccessionNumber="A")
+    for n in range(3):
+        write_dicom(site / "export" / "c" / f"{n}", "1.7", f"1.7.{n}", f"1.7.{n}.1")
+    summary = make_plan(settings(site))
+    assert (summary.studies, summary.series) == (2, 3)
+    assert (site / "work" / "plan" / "merges.csv").read_text().splitlines() == [
+        "kind,study,merged_uid,into_uid,n_files",
+        "merged_accession,1.5,1.9,1.5,3",
+        "merged_series_uids,1.7,1.7.1,1.7.0,1",
+        "merged_series_uids,1.7,1.7.2,1.7.0,1",
+    ]
+    assert summary.warnings == {"merged_accession": 1, "merged_series_uids": 1}
+
+
+def test_a_study_that_is_planned_takes_in_what_belongs_to_it(site):
+    write_study(site / "export" / "b", "1.9", "P1", n_series=1, AccessionNumber="A")
+    make_plan(settings(site))
+    (before,) = entries_of(site).values()
+    write_study(site / "export" / "a", "1.5", "P1", n_series=1, AccessionNumber="A")
+    assert make_plan(settings(site)).new_studies == 0
+    (after,) = entries_of(site).values()
+    assert fixed(after) == fixed(before)
+    assert (len(before["series"]), len(after["series"])) == (1, 2)
+
+
 @pytest.mark.parametrize("survivors", [0, 1, 3, 6])
 def test_a_plan_killed_between_its_files_is_completed_by_the_next(site, monkeypatch, survivors):
     export_patients(site, range(6))
@@ -330,7 +360,8 @@ def test_the_plan_is_for_its_owner_only(site):
     make_plan(settings(site))
     plan = site / "work" / "plan"
     assert stat.S_IMODE(plan.stat().st_mode) == 0o700
-    for path in [plan / "studies.parquet", plan / "skipped.csv", *plan.rglob("*.json")]:
+    tables = [plan / "studies.parquet", plan / "skipped.csv", plan / "merges.csv"]
+    for path in [*tables, *plan.rglob("*.json")]:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from mrmill.config import checked
-from mrmill.layout import ReleaseTree, WorkTree
+from mrmill.layout import CATALOG_PARTS, ReleaseTree, WorkTree
 from mrmill.lease import Lease, LeaseTaken
 from mrmill.records import Journal, Outcome, Record, manifest_of, write_json
 from mrmill.run import alone, drop_hollow_manifests, reopen_failed
@@ -71,10 +71,18 @@ def test_a_lost_journal_drops_its_manifest(config, work):
     assert left(work) == {"package-native"}
 
 
-def test_a_lost_table_is_written_again(config, work):
+@pytest.mark.parametrize(
+    "lost",
+    [
+        (lambda _, release: release.metadata("batch00"), lambda _, release: release.ledger),
+        (lambda work, _: work.part("batch00", "ledger.csv"), lambda work, _: work.ledger),
+    ],
+)
+def test_a_lost_table_is_written_again(config, work, lost):
     release = ReleaseTree(config.release, "MY-MRI")
     tables = [release.metadata("batch00"), release.splits, release.ledger, release.card]
-    for path in (*tables, release.checksums("native")):
+    parts = [work.part("batch00", name) for name in CATALOG_PARTS]
+    for path in (*tables, *parts, release.checksums("native"), work.ledger):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
     manifests = [work.root / "batch00" / "catalog.json", work.root / "catalog.json"]
@@ -82,8 +90,8 @@ def test_a_lost_table_is_written_again(config, work):
         path.write_text("{}")
     drop_hollow_manifests(config)
     assert [path.exists() for path in manifests] == [True, True]
-    release.metadata("batch00").unlink()
-    release.ledger.unlink()
+    lost[0](work, release).unlink()
+    lost[1](work, release).unlink()
     drop_hollow_manifests(config)
     assert [path.exists() for path in manifests] == [False, False]
 

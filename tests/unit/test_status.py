@@ -100,6 +100,17 @@ def test_a_changed_manifest_is_seen_at_the_next_look(work):
     assert counts(work)["convert"][2:4] == (3, 1)
 
 
+def test_one_batch_is_shown_alone(work):
+    shards = {"batch00": {"s0": {"n_studies": 4}}, "batch01": {"s0": {"n_studies": 4}}}
+    write_json(work.shards, {"batches": shards})
+    (work.root / "batch01" / "convert").mkdir(parents=True)
+    write(work, "convert", "s0", A=OK, B=BROKEN, C=NO, D=OK)
+    alone = read_status(work, "batch01")
+    assert [(row.batch, row.to_do) for row in alone.stages] == [("batch01", 4)]
+    assert alone.failures == ()
+    assert len(read_status(work).stages) == 2
+
+
 def test_failures_are_named_with_the_class_and_line_of_their_error(work):
     write(work, "deface", "s0", A=OK, B=BROKEN, C=NO, D=Outcome("failed", "killed"))
     status = read_status(work)
@@ -118,7 +129,7 @@ def test_only_the_last_failures_are_shown(work, monkeypatch):
 
 def test_scripts_get_the_same_numbers_as_json(work):
     write(work, "convert", "s0", A=OK, B=BROKEN, C=NO, D=OK)
-    found = json.loads(read_status(work).as_json())
+    found = json.loads(json.dumps(read_status(work).as_dict()))
     (stage,) = found["stages"]
     assert stage == {
         **{"batch": "batch00", "stage": "convert", "shards_done": 1, "shards": 2},
@@ -138,7 +149,9 @@ def test_the_summary_of_a_run_says_what_became_of_everything(work):
     release = ReleaseTree(work.root.parent / "release", "TINY")
     write(work, "deface", "s0", wall_s=61, A=OK)
     told = {"A": ("accepted", ""), "B": ("rejected", "localizer"), "C": ("failed", "killed")}
-    rows = [{"study_uid": u, "state": s, "reason": r} for u, (s, r) in told.items()]
+    rows = [
+        {"study_uid": u, "series_key": u, "state": s, "reason": r} for u, (s, r) in told.items()
+    ]
     write_table(release.ledger, COLUMNS, [*rows, rows[1]])
     text = summary_text(work, release)
     lines = [line.split() for line in text.splitlines()]

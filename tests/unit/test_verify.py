@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from mrmill import layout
+from mrmill.columns import Column, load_columns
 from mrmill.layout import ReleaseTree
-from mrmill.ledger import COLUMNS
 from mrmill.package import write_zip
+from mrmill.tables import load_table
 from mrmill.verify import ReleaseError, verify_release, write_checksums
 from mrmill.volumes import write_volume
 
@@ -23,6 +24,24 @@ AFFINE = nib.affines.from_matvec(
     nib.eulerangles.euler2mat(0.1, -0.2, 0.3) @ np.diag([-1.0, 2.0, 5.0]), [30, -20, 10]
 )
 ATLAS = np.diag([2.0, 2, 2, 1])
+
+
+#: A row of the metadata, in the order of the columns; what is not here is left out.
+ROW = {
+    **{"patient_uid": "P1", "study_uid": "", "series_id": "", "classified_modality": "T1w"},
+    **{"is_derived": "False", "acquisition_plane": "AXIAL", "is_localizer": "False"},
+    **{"is_subtraction": "False", "is_center_modality": "False", "classification_rule": "tags:t1"},
+    **{"array_shape": "[6, 5, 4]", "array_spacing_mm": "[1.0, 2.0, 5.0]"},
+    **{"array_fov_mm": "[6.0, 10.0, 20.0]", "TR_ms": "8.5", "Manufacturer": "GE"},
+}
+
+
+def metadata_row(uid, series_id, **others):
+    """A row as text; of the center where that is not said."""
+    named = {"study_uid": uid, "series_id": series_id, "is_center_modality": series_id == CENTER}
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow((ROW | named | others).values())
+    return line.getvalue()
 
 
 def image(dtype, mask=None):
@@ -86,14 +105,15 @@ def sound(tmp_path_factory):
     ledger = [["batch00", OTHER, "K9", "", "curate", "rejected", "localizer", *[""] * 5]]
     for uid, (batch, series) in STUDIES.items():
         write_study(release, uid, batch, series, folder / "members")
-        columns = ("patient_uid", "study_uid", "series_id", "is_center_modality", "TR_ms")
-        rows = [["P1", uid, s, s == CENTER, 8.5] for s in series]
-        table(release.metadata(batch), columns, rows)
+        path = release.metadata(batch)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [",".join(ROW), *(metadata_row(uid, series_id) for series_id in series)]
+        path.write_text("\n".join(lines) + "\n")
         for s in series:
             ledger.append([batch, uid, f"K{s}", s, "deface", "accepted", *[""] * 3, *["yes"] * 3])
     splits = [["batch00", "P1", uid, "train"] for uid in STUDIES]
-    table(release.splits, ("batch_id", "patient_uid", "study_uid", "split"), splits)
-    table(release.ledger, COLUMNS, ledger)
+    table(release.splits, [field.name for field in load_table("splits")], splits)
+    table(release.ledger, [field.name for field in load_table("ledger")], ledger)
     sign(release)
     return release
 
@@ -184,7 +204,7 @@ def test_a_lost_member_and_an_orphan_row_are_both_named(release):
     member = f"{UID}/{layout.native_image(UID, T2)}"
     rezip(release, "native", lambda members: members.pop(member))
     with release.metadata("batch01").open("a") as file:
-        file.write(f"P1,{OTHER},swi-raw-axi,False,1\r\n")
+        file.write(metadata_row(OTHER, "swi-raw-axi") + "\n")
     sign(release)
     problems = verify_release(release.root)
     named = {(p.code, p.where) for p in problems}
@@ -195,7 +215,7 @@ def test_a_lost_member_and_an_orphan_row_are_both_named(release):
 @pytest.mark.parametrize(
     ("table_of", "old", "new", "code"),
     [
-        (lambda r: r.splits, "train", "dev", "split_unknown"),
+        (lambda r: r.splits, "train", "dev", "cell"),
         (lambda r: r.splits, "train", "test", "patient_split"),
         (lambda r: r.splits, f"P1,{UID}", f"P2,{UID}", "patient_differs"),
         (lambda r: r.splits, UID, OTHER, "split_count"),
@@ -205,7 +225,7 @@ def test_a_lost_member_and_an_orphan_row_are_both_named(release):
         (lambda r: r.metadata("batch00"), "series_id", "series", "column_missing"),
         (lambda r: r.metadata("batch01"), OTHER, "4AAAAAAAAA", "zip_missing"),
         (lambda r: r.ledger, "localizer", "", "reason_missing"),
-        (lambda r: r.ledger, "rejected", "lost", "state_unknown"),
+        (lambda r: r.ledger, "rejected", "lost", "cell"),
         (lambda r: r.ledger, "yes,yes,yes", "yes,reg_failed,yes", "coreg_differs"),
     ],
 )
@@ -214,10 +234,74 @@ def test_tables_that_contradict_each_other_are_found(release, table_of, old, new
     assert code in codes(release, fast=True)
 
 
+SECRET = "Smith^John"
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("Manufacturer", SECRET),
+        ("classified_modality", SECRET),
+        ("is_derived", SECRET),
+        ("study_uid", SECRET),
+        ("array_shape", "[6, 5]"),
+        ("TR_ms", "19560312"),
+    ],
+)
+def test_a_cell_that_its_column_does_not_accept_is_found_and_not_repeated(release, column, value):
+    right = metadata_row(UID, T2)
+    edit(release, release.metadata("batch00"), right, metadata_row(UID, T2, **{column: value}))
+    found = [p for p in verify_release(release.root, fast=True) if p.code == "cell"]
+    uid = "?" if column == "study_uid" else UID
+    assert [p.where for p in found] == [f"TINY/metadata/batch00_metadata.csv:{uid}/{T2}"]
+    assert found[0].text.startswith(f"{column} must be ")
+    assert value not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "code"),
+    [
+        ("TR_ms", "PatientName", "column_unknown"),
+        ("TR_ms,Manufacturer", "Manufacturer,TR_ms", "column_order"),
+        ("array_fov_mm", "Manufacturer", "column_missing"),
+        ("Manufacturer\n", "Manufacturer,SAR\n", "row_length"),
+    ],
+)
+def test_columns_that_a_release_does_not_have_are_found(release, old, new, code):
+    edit(release, release.metadata("batch00"), old, new)
+    assert code in codes(release, fast=True)
+
+
+def test_the_words_and_columns_of_somebody_else_s_dataset_are_no_problem(release):
+    for batch in ("batch00", "batch01"):
+        path = release.metadata(batch)
+        text = path.read_text().replace("TR_ms", "ProtocolName").replace(",GE", ",GE Medical")
+        path.write_text(text)
+    for space in layout.SPACES:
+        release.checksums(space).unlink()
+    release.ledger.unlink()
+    assert codes(release, fast=True) == {"no_checksums", "table_missing"}
+    release.metadata("batch00").write_text(text.replace("AXIAL", "AX"))
+    assert "cell" in codes(release, fast=True)
+
+
+def test_a_release_is_held_against_the_columns_it_was_made_with(release):
+    for batch in ("batch00", "batch01"):
+        path = release.metadata(batch)
+        path.write_text(path.read_text().replace("TR_ms", "Noise"))
+    sign(release)
+    assert codes(release, fast=True) == {"column_unknown"}
+    noise = {"type": "number", "release": True, "minimum": 0, "maximum": 9}
+    column = Column(name="Noise", description="", **noise)
+    own = tuple(column if c.name == "TR_ms" else c for c in load_columns())
+    assert codes(release, fast=True, columns=own) == set()
+
+
 def test_a_zip_of_another_center_or_without_a_native_study_is_found(release):
     rows = release.metadata("batch00")
-    edit(release, rows, f"{CENTER},True", f"{CENTER},False")
-    edit(release, rows, f"{T2},False", f"{T2},True")
+    for series_id in (CENTER, T2):
+        other = metadata_row(UID, series_id, is_center_modality=series_id == T2)
+        edit(release, rows, metadata_row(UID, series_id), other)
     shutil.move(
         release.zip("atlas", "batch01", OTHER), release.zip("atlas", "batch00", "4AAAAAAAAA")
     )
@@ -343,7 +427,7 @@ def test_a_zip_that_is_no_zip_is_found(release):
 
 
 def test_the_problems_come_in_one_order(release):
-    edit(release, release.splits, "train", "dev")
+    edit(release, release.splits, "train", "val")
     shutil.rmtree(release.repository("atlas") / "mri" / "batch00")
     found = verify_release(release.root)
     assert found == sorted(found) == verify_release(release.root)

@@ -17,7 +17,7 @@ def write_dicom(
         "SOPClassUID": MR,
         "SOPInstanceUID": instance,
         "StudyDate": "20240131",
-        "AccessionNumber": "A1",
+        "AccessionNumber": f"A{study}",
         "Modality": "MR",
         "PatientName": "Canary^Cathy",
         "PatientID": patient,

@@ -219,7 +219,7 @@ def test_a_changed_threshold_redoes_its_stage_and_what_follows(finished, tmp_pat
         shutil.copytree(finished / name, tmp_path / name)
     config_text = (finished / "config.yaml").read_text()
     config = project(tmp_path)
-    config.write_text(config_text + "curate: {age_min_years: 150}\n")
+    config.write_text(config_text + "curate: {limits: {age_below_minimum: {minimum: 150}}}\n")
     before = recorded(tmp_path, "convert")
     result = mrmill("run", "-c", config, "--cores", 2)
     assert result.returncode == 0, result.stdout + result.stderr

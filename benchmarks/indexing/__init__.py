@@ -1,0 +1,1 @@
+"""How fast DICOM headers are indexed."""
