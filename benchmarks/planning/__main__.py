@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from mrmill import index_dicom, planning
 from mrmill.config import Config, checked
@@ -30,7 +31,6 @@ STUDIES, SERIES_PER_STUDY, FILES_PER_SERIES = 100_000, 12, 3
 STUDIES_PER_PATIENT = 1.2
 
 #: Parts of a plan: where the time of each is taken.
-CLOCK = time.process_time
 PARTS = {
     "index": (planning, "index_export"),
     "tables": (planning, "read_site_tables"),
@@ -40,6 +40,8 @@ PARTS = {
     "re-identification table": (planning, "_write_studies"),
     "shards": (planning, "_write_shards"),
 }
+
+MADE_UP = "of it, making up headers"
 
 
 class Export:
@@ -70,7 +72,6 @@ class Export:
     def read_files(folder: str, rows: list[Row]) -> list[Row]:
         """Stand in for `mrmill.index_parts.read_files`."""
         study, series = map(int, folder.split("/")[2:])
-        patient = int(study / STUDIES_PER_PATIENT)
         root = f"1.3.12.2.1107.5.2.19.45400.{study:012d}"
         header = {
             "status": "ok",
@@ -78,7 +79,7 @@ class Export:
             "StudyDate": f"20{study % 24:02d}{1 + study % 12:02d}{1 + study % 28:02d}",
             "AccessionNumber": accession(study),
             "Modality": "MR",
-            "PatientID": f"P{patient:08d}",
+            "PatientID": f"P{patient(study):08d}",
             "StudyInstanceUID": root,
             "SeriesInstanceUID": f"{root}.{series}",
             "SeriesNumber": str(series),
@@ -95,6 +96,11 @@ def accession(study: int) -> str:
     return f"{7_000_000 + study}"
 
 
+def patient(study: int) -> int:
+    """Return the number of a study's patient."""
+    return int(study / STUDIES_PER_PATIENT)
+
+
 @contextlib.contextmanager
 def timed(export: Export) -> Iterator[dict[str, float]]:
     """Let planning see a synthetic export, and take the time of its parts."""
@@ -102,38 +108,32 @@ def timed(export: Export) -> Iterator[dict[str, float]]:
 
     def clocked(part: str, function: Callable) -> Callable:
         def call(*arguments: Any, **named: Any) -> Any:
-            started = CLOCK()
+            started = time.perf_counter()
             result = function(*arguments, **named)
-            seconds[part] = CLOCK() - started
+            seconds[part] = seconds.get(part, 0) + time.perf_counter() - started
             return result
 
         return call
 
-    before = [(where, name, getattr(where, name)) for where, name in PARTS.values()]
-    before += [(index_dicom, name, getattr(index_dicom, name)) for name in export_functions()]
-    for part, (where, name) in PARTS.items():
-        setattr(where, name, clocked(part, getattr(where, name)))
-    for name in export_functions():
-        setattr(index_dicom, name, getattr(export, name))
-    try:
+    with contextlib.ExitStack() as patches:
+        for part, (where, name) in PARTS.items():
+            function = clocked(part, getattr(where, name))
+            patches.enter_context(mock.patch.object(where, name, function))
+        for name in ("walk", "stat_files"):
+            patches.enter_context(mock.patch.object(index_dicom, name, getattr(export, name)))
+        made_up = clocked(MADE_UP, export.read_files)
+        patches.enter_context(mock.patch.object(index_dicom, "read_files", made_up))
         yield seconds
-    finally:
-        for where, name, function in before:
-            setattr(where, name, function)
 
 
-def export_functions() -> tuple[str, ...]:
-    """Return the functions of the index that look at files."""
-    return "walk", "stat_files", "read_files"
-
-
-def plan_once(folder: Path, studies: int) -> dict[str, Any]:
+def plan_once(folder: Path, studies: int, tables: bool) -> dict[str, Any]:
     """Plan a synthetic export in this process and return what that took."""
-    config = settings(folder)
+    config = settings(folder, studies if tables else 0)
     with timed(Export(range(studies))) as seconds:
-        started = CLOCK()
+        started = time.perf_counter()
         summary = planning.make_plan(config)
-        seconds["all"] = CLOCK() - started
+        seconds["all"] = time.perf_counter() - started
+        seconds["all, CPU"] = time.process_time()
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "files": summary.files,
@@ -146,12 +146,26 @@ def plan_once(folder: Path, studies: int) -> dict[str, Any]:
     }
 
 
-def settings(folder: Path) -> Config:
-    """Return the settings of a project in a folder."""
+def settings(folder: Path, rows: int) -> Config:
+    """Return the settings of a project, with a mapping and opt-outs if they are to have rows."""
     (folder / "export").mkdir(exist_ok=True)
     if not (folder / "pseudonym.key").exists():
         new_key(folder / "pseudonym.key")
-    return checked({"deface": {"backend": "deepbet", "device": "cpu"}}, folder)
+    identity = write_tables(folder, rows) if rows else {}
+    return checked(
+        {"deface": {"backend": "deepbet", "device": "cpu"}, "identity": identity}, folder
+    )
+
+
+def write_tables(folder: Path, rows: int) -> dict[str, str]:
+    """Write a mapping of all studies, and opt-outs of some, and return how to configure them."""
+    header = "Accession,Anon Patient ID,Anonymized Study Date\n"
+    with (folder / "mapping.csv").open("w", encoding="ascii") as file:
+        file.write(header)
+        file.writelines(f"{accession(n)},ANON-{patient(n)},1999-01-01\n" for n in range(rows))
+    opt_outs = "".join(f"P{n:08d}\n" for n in range(0, rows, 1000))
+    (folder / "opt_out.csv").write_text(f"PatientID\n{opt_outs}", encoding="ascii")
+    return {"mapping": "mapping.csv", "opt_out": "opt_out.csv"}
 
 
 def main() -> None:
@@ -159,23 +173,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--studies", type=int, default=STUDIES)
     parser.add_argument("--folder", type=Path, help="plan once here, and print JSON")
+    parser.add_argument("--tables", action="store_true", help="with mapping and opt-outs")
     arguments = parser.parse_args()
     if arguments.folder:
-        print(json.dumps(plan_once(arguments.folder, arguments.studies)))
+        print(json.dumps(plan_once(arguments.folder, arguments.studies, arguments.tables)))
         return
     more = arguments.studies + arguments.studies // 100
     with tempfile.TemporaryDirectory(prefix="mrmill-planning-") as name:
+        one, other = Path(name) / "one", Path(name) / "other"
         results = {
-            "first plan": in_a_process(Path(name), arguments.studies),
-            "again, unchanged": in_a_process(Path(name), arguments.studies),
-            "again, 1 % more": in_a_process(Path(name), more),
+            "first plan": in_a_process(one, arguments.studies),
+            "again, unchanged": in_a_process(one, arguments.studies),
+            "again, 1 % more": in_a_process(one, more),
+            "first plan, with tables": in_a_process(other, arguments.studies, "--tables"),
         }
     print(table(results))
 
 
-def in_a_process(folder: Path, studies: int) -> dict[str, Any]:
+def in_a_process(folder: Path, studies: int, *options: str) -> dict[str, Any]:
     """Plan in a fresh process, so that its peak memory is that of the plan alone."""
-    command = [sys.executable, "-m", "benchmarks.planning"]
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "benchmarks.planning", *options]
     command += ["--folder", str(folder), "--studies", str(studies)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -185,7 +203,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     lines = [f"| | {' | '.join(results)} |", "| --- |" + " ---: |" * len(results)]
     for what in ("files", "read", "studies", "series", "shards"):
         lines.append(f"| {what} | {' | '.join(f'{r[what]:,}' for r in results.values())} |")
-    for part in (*PARTS, "all"):
+    for part in ("index", MADE_UP, *list(PARTS)[1:], "all", "all, CPU"):
         cells = " | ".join(f"{r['seconds'].get(part, 0):.1f}" for r in results.values())
         lines.append(f"| {part}, in s | {cells} |")
     peaks = " | ".join(f"{r['peak_gb']:.2f}" for r in results.values())

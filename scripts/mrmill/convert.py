@@ -16,7 +16,13 @@ from typing import Any
 
 from mrmill.completeness import check_counts
 from mrmill.config import Convert
-from mrmill.converter import UNSUPPORTED_ENCODING, Conversion, Output, run_dcm2niix
+from mrmill.converter import (
+    ENCODINGS,
+    UNSUPPORTED_ENCODING,
+    Conversion,
+    Output,
+    run_dcm2niix,
+)
 from mrmill.instances import PLAINEST_FIRST, Instance, by_kind, read_instance
 from mrmill.reasons import ACCEPTED, REJECTED, Rejected
 from mrmill.records import Outcome
@@ -163,7 +169,7 @@ def _entries(
     header_of : callable
         Reads the header record from a file of the series.
     """
-    kept = going_on([output for conversion in conversions for output in conversion.outputs])
+    kept = going_on(conversions[0].outputs)
     made = [(run, output) for run in conversions for output in run.outputs or [None]]
     made.sort(key=lambda run_and_output: run_and_output[1] not in kept)
     entries = []
@@ -194,7 +200,7 @@ def _entries(
 def _without_image(conversion: Conversion) -> Rejected:
     """Return why dcm2niix made no image of some files, as far as it says."""
     if UNSUPPORTED_ENCODING in conversion.facts["warnings"]:
-        return Rejected(UNSUPPORTED_ENCODING, conversion.instances[0].encoding, "see the docs")
+        return Rejected(UNSUPPORTED_ENCODING, conversion.instances[0].encoding, ENCODINGS)
     return Rejected("not_converted", f"exit code {conversion.facts['exit_code']}", "an image")
 
 
@@ -218,10 +224,11 @@ def _write(volume: Volume, entry: Entry, scratch: Path) -> None:
 
 
 def going_on(outputs: Sequence[Output]) -> list[Output]:
-    """Choose the outputs of a series that go on: on every grid, the one plain image.
+    """Choose the outputs of the plainest files that go on: on every grid, the one plain image.
 
-    Plain is what comes first in `PLAINEST_FIRST`, for all grids alike, then the shortest echo time.
-    Two that are equally plain make the grid's choice ambiguous: none of them goes on.
+    Plain is what comes first in `PLAINEST_FIRST` (a multi-frame file may hold several kinds), then
+    the shortest echo time. Two that are equally plain make the grid's choice ambiguous: none of
+    them goes on.
     """
     ranks = {output: PLAINEST_FIRST.index(output.kind) for output in outputs if not output.is_copy}
     grids: list[list[Output]] = []

@@ -28,11 +28,12 @@ OPTIONS = (
     *("-i", "n"),  # derived images and localizers too: curate rejects them with their reason
     *("-x", "n"),  # nothing cropped
     *("-l", "o"),  # integers as they are
-    *("-p", "y"),  # Philips: real values, not those of the display
+    *("-p", "y"),  # Philips: precise values, not those of the display (docs/conversion.md)
     *("-z", "n"),  # the image is compressed once, when it is written for good
 )
 
-#: The code of files that are compressed in a way that dcm2niix cannot read.
+#: What dcm2niix reads, and the code of files that are compressed in another way.
+ENCODINGS = "uncompressed, RLE, JPEG lossless, JPEG-LS, JPEG 2000"
 UNSUPPORTED_ENCODING = "unsupported_encoding"
 
 #: What dcm2niix says -> the code that is recorded; its own text holds paths and descriptions.

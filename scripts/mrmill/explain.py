@@ -4,9 +4,7 @@ Everything is taken from the plan, the records and the tables of rules; no image
 asked for what identifies a patient, values go out by the allow-list of the release alone.
 """
 
-import difflib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -18,12 +16,12 @@ from mrmill.classify import Condition, trace
 from mrmill.columns import Column
 from mrmill.config import Config
 from mrmill.curate import Tables, load_tables
-from mrmill.errors import UserError
 from mrmill.headers import dicom_header, with_series_table
 from mrmill.layout import SPACES, WorkTree
 from mrmill.ledger import COMMON_STAGES, SPACE_STAGES, decision_of, of_study, stages_of
 from mrmill.reasons import ACCEPTED, FAILED, REJECTED, Rejected, reasons
 from mrmill.records import Journal, Outcome, Record
+from mrmill.targets import TargetError, find, near_names
 
 #: Stands for a value that is not released.
 HIDDEN = "(hidden: --identified)"
@@ -50,17 +48,6 @@ ONLY_FROM_ROW = ("Patient'sAge",)
 
 #: Values of criteria that are the header's own text.
 HEADER_TEXTS = ("sop_class_uid", "dicom_modality", "burned_in_annotation")
-
-#: What stands around a series id in the names of released files.
-SPACE_PREFIX = re.compile(r"^(coreg|atlas)_")
-FILE_SUFFIX = re.compile(r"(_(brain|defacing)-mask)?\.nii(\.gz)?$")
-
-#: How many names a message gives.
-NAMED = 8
-
-
-class ExplainError(UserError):
-    """There is nothing of that name."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +150,7 @@ def explain(config: Config, target: str, identified: bool = False) -> StudyStory
 
     Raises
     ------
-    ExplainError
+    TargetError
         If there is no such study or series.
     """
     work = WorkTree(config.work)
@@ -175,8 +162,8 @@ def explain(config: Config, target: str, identified: bool = False) -> StudyStory
         named = [s for s in stories if name in (s.series_key, s.series_id)]
         if not named:
             known = [n for s in stories for n in (s.series_id, s.series_key) if n]
-            raise ExplainError(
-                f"study {study['study_uid']} has no series {name}{_near(name, known)}"
+            raise TargetError(
+                f"study {study['study_uid']} has no series {name}{near_names(name, known)}"
             )
         asked = named[0].series_key
     identity = {k: study[k] for k in ("PatientID", "AccessionNumber", "StudyInstanceUID")}
@@ -184,57 +171,6 @@ def explain(config: Config, target: str, identified: bool = False) -> StudyStory
     return StudyStory(
         **public, asked=asked, identity=identity if identified else {}, series=stories
     )
-
-
-def find(work: WorkTree, target: str) -> tuple[dict[str, Any], str]:
-    """Return the study that a target means, as the plan's table has it, and the series' name.
-
-    Raises
-    ------
-    ExplainError
-        If nothing, or more than one thing, is called so.
-    """
-    if not work.studies.exists():
-        raise ExplainError(f"nothing is planned in {work.root}")
-    import pyarrow.parquet as pq
-
-    uids = pq.read_table(work.studies, columns=["study_uid"])["study_uid"].to_pylist()
-    known = set(uids)
-    uid, _, rest = target.partition("/") if "/" in target else target.partition("_")
-    if target in known:
-        uid, name = target, ""
-    elif uid in known:
-        name = SPACE_PREFIX.sub("", FILE_SUFFIX.sub("", rest))
-    else:
-        owners = sorted(_owners(work, target))
-        if len(owners) != 1:
-            near = _near(uid, uids)
-            if owners:
-                near = "; say which: " + ", ".join(f"{o}/{target}" for o in owners[:NAMED])
-            count = "no" if not owners else "more than one"
-            raise ExplainError(f"{count} study or series is called {target}{near}")
-        uid, name = owners[0], target
-    (study,) = pq.read_table(work.studies, filters=[("study_uid", "==", uid)]).to_pylist()
-    return study, name
-
-
-def _owners(work: WorkTree, series_key: str) -> Iterator[str]:
-    """Yield the studies that have a series of that key, or an image made of it (`KEY-2`)."""
-    keys = {series_key, re.sub(r"-\d+$", "", series_key)}
-    quoted = [json.dumps(key).encode() for key in keys]
-    for path in (work.plan / "shards").glob("*/*.json"):
-        content = path.read_bytes()  # a large plan has gigabytes of file names: parse what matters
-        if any(key in content for key in quoted):
-            for study in json.loads(content)["studies"]:
-                if keys & {series["series_key"] for series in study["series"]}:
-                    yield study["study_uid"]
-
-
-def _near(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=NAMED, cutoff=0.4)
-    if near:
-        return f"; near: {', '.join(near)}"
-    return f"; there are: {', '.join(known)}" if len(known) <= NAMED else ""
 
 
 class _Teller:

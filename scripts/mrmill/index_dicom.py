@@ -5,7 +5,7 @@ Made for 10^8 files in 4 GB of memory, so files are never all in memory:
 - `index_dicom` goes folder by folder and keeps rows only until a part of the index is full.
   It remembers one digest per folder (about 0.4 kB) and needs no more than that to pass over
   a folder in which nothing changed. Only the largest single folder has to fit (1.5 kB a file).
-- `DicomIndex.studies` goes part by part and keeps one row per series (about 0.4 kB).
+- `DicomIndex.studies` goes part by part and keeps one row per series (at most 1 kB).
 - `DicomIndex.entries` deals all rows out into files on disk, each for some whole shards,
   and then takes one of these at a time (`mrmill.index_buckets`).
 """
@@ -286,7 +286,8 @@ class DicomIndex(Index):
     ) -> Iterator[dict[Shard, dict[str, dict]]]:
         """Yield the series of each study, for some whole shards at a time."""
         shard_of = {study.key: shard for study, shard in placed}
-        self._merged_series.truncate(0)
+        self._merged_series.seek(0)
+        self._merged_series.truncate()
         with Buckets(self.parts.folder / ".buckets") as buckets:
             buckets.deal(placed, self._files())
             for files in buckets:
@@ -346,7 +347,8 @@ class DicomIndex(Index):
             entry["reject"] = "no_images"
         if len(uids) > 1:
             entry["warnings"] = ["merged_series_uids"]
-        owners = {(file.StudyInstanceUID, file.SeriesInstanceUID) for file in files}
-        if n_unreadable := sum(self._lacking[owner] for owner in owners):
-            entry["n_unreadable"] = n_unreadable
+        if self._lacking:
+            owners = {(file.StudyInstanceUID, file.SeriesInstanceUID) for file in files}
+            if n_unreadable := sum(self._lacking[owner] for owner in owners):
+                entry["n_unreadable"] = n_unreadable
         return entry

@@ -8,7 +8,7 @@ part, which count from then on; rows of files that did not change are taken over
 import hashlib
 import json
 import os
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -129,15 +129,20 @@ class Parts:
         self._pending: dict[str, list[Row]] = {}
         self._n_pending = 0
         self._old: tuple[int, pa.Table | None] = (-1, None)
-        self._count = 0
-        self._n_folders: list[int] = []  # in each part, changed ones included
+        self._n_folders: list[int] = []  # of each part, those that changed since included
         while self._path(self._count).exists():
             footer = pq.read_metadata(self._path(self._count)).metadata
-            digests = json.loads(footer[b"folders"])
-            self._n_folders.append(len(digests))
-            for exported, digest in digests.items():
-                self._place[exported] = (self._count, digest)
-            self._count += 1
+            self._take_in(json.loads(footer[b"folders"]))
+
+    @property
+    def _count(self) -> int:
+        return len(self._n_folders)
+
+    def _take_in(self, digests: dict[str, str]) -> None:
+        """Note what the part that comes next holds: folder -> its digest."""
+        for exported, digest in digests.items():
+            self._place[exported] = (self._count, digest)
+        self._n_folders.append(len(digests))
 
     def _path(self, part: int) -> Path:
         return self.folder / f"part-{part:05d}.parquet"
@@ -189,11 +194,9 @@ class Parts:
             file.flush()
             os.fsync(file.fileno())
         scratch.rename(self._path(self._count))
-        self._n_folders.append(len(digests))
-        self._place |= {exported: (self._count, digest) for exported, digest in digests.items()}
+        self._take_in(digests)
         self._present |= digests.keys()
         self._pending, self._n_pending = {}, 0
-        self._count += 1
 
     def tables(self, columns: Sequence[str]) -> Iterator["pa.Table"]:
         """Yield the rows that count, part by part."""
@@ -201,18 +204,14 @@ class Parts:
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
-        present = Counter(self._place[exported][0] for exported in self._present)
-        partial: dict[int, list[bytes]] = {
-            part: [] for part, n_folders in present.items() if n_folders < self._n_folders[part]
-        }
-        for exported in self._present if partial else ():
-            part = self._place[exported][0]
-            if part in partial:
-                partial[part].append(os.fsencode(exported))
-        for part in sorted(present):
+        folders: dict[int, list[str]] = {}
+        for exported in self._present:
+            folders.setdefault(self._place[exported][0], []).append(exported)
+        for part, present in sorted(folders.items()):
             table = pq.read_table(self._path(part), columns=list({"folder", *columns}))
-            if part in partial:
-                table = table.filter(pc.is_in(table["folder"], pa.array(partial[part])))
+            if len(present) < self._n_folders[part]:  # some vanished, or stand in a later part
+                paths = pa.array([os.fsencode(exported) for exported in present])
+                table = table.filter(pc.is_in(table["folder"], paths))
             yield table
 
 

@@ -100,6 +100,7 @@ def series_entry(files: Sequence[File], table: Mapping[str, str]) -> dict[str, A
     )
     return {
         "kind": "dicom",
+        "SeriesInstanceUID": " ".join(sorted({file.SeriesInstanceUID for file in files})),
         "folder": os.fsdecode(base),
         "files": names,
         "n_sop": len(files),

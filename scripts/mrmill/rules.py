@@ -136,6 +136,7 @@ class Rules(Block):
 
     modalities: tuple[str, ...]
     release_names: dict[str, str]
+    longest: dict[str, float] = {}
     tiers: dict[int, Tier]
     texts: dict[str, Text]
     rules: tuple[Rule, ...]
@@ -168,12 +169,18 @@ class Rules(Block):
     def evidence(self, header: Mapping[str, Any]) -> dict[str, Any]:
         """Return the header with its code values split and its texts brought into form.
 
-        A time of zero is none: scanners write it where a sequence has no inversion.
+        A time of zero is none: scanners write it where a sequence has no inversion. Where a time
+        is longer than any can be, all are in a unit that is a thousand times smaller.
         """
+        unit = 1000 if any((header.get(c) or 0) > most for c, most in self.longest.items()) else 1
         values: dict[str, Any] = {}
         for name, value in header.items():
-            unused = value == 0 and name.endswith("_ms")
-            values[name] = as_codes(value) if isinstance(value, str) else None if unused else value
+            if isinstance(value, str):
+                values[name] = as_codes(value)
+            elif name.endswith("_ms") and value is not None:
+                values[name] = value / unit or None
+            else:
+                values[name] = value
         for name, text in self.texts.items():
             found = [str(header[column]) for column in text.columns if header.get(column)]
             parts = found[:1] if text.only_first else found

@@ -32,7 +32,7 @@ def test_a_nifti_is_rewritten_without_free_text_and_voxel_for_voxel(tmp_path):
     image = nib.load(out / entry["file"])
     np.testing.assert_array_equal(np.asanyarray(image.dataobj), data)
     assert image.header["descrip"] == image.header["aux_file"] == b""
-    assert (entry["shape"], entry["spacing_mm"]) == ([12, 20, 24], [2.0, 2.0, 3.0])
+    assert (entry["shape"], entry["spacing_mm"]) == ([8, 20, 24], [2.0, 2.0, 3.0])
     assert entry["header"]["TE_ms"] == pytest.approx(20)
     assert entry["header"]["SeriesNumber"] == 5
     assert (entry["state"], entry["warnings"]) == ("accepted", [])

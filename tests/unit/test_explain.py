@@ -11,11 +11,12 @@ from tiny_dicom import write_dicom
 from mrmill.classify import classify
 from mrmill.config import Config, checked
 from mrmill.curate import curate_study, load_tables
-from mrmill.explain import HIDDEN, ExplainError, explain
+from mrmill.explain import HIDDEN, explain
 from mrmill.explain_text import LAST_RULES, text_of
 from mrmill.layout import WorkTree
 from mrmill.records import Journal, Outcome, Record, write_json
 from mrmill.shards import Study
+from mrmill.targets import TargetError
 
 CANARY = "CANARY"
 T1 = {
@@ -141,18 +142,18 @@ def test_a_series_is_found_by_every_name_it_has(finished, name):
     ],
 )
 def test_an_unknown_name_gets_near_ones(finished, target, said):
-    with pytest.raises(ExplainError, match=said):
+    with pytest.raises(TargetError, match=said):
         finished.tell(target)
 
 
 def test_a_series_of_two_studies_has_to_be_named_with_its_study(project):
     project.plan("S1", "t1w-raw-axi").plan("S2", "t1w-raw-axi")
-    with pytest.raises(ExplainError, match="say which: S1/t1w-raw-axi, S2/t1w-raw-axi"):
+    with pytest.raises(TargetError, match="say which: S1/t1w-raw-axi, S2/t1w-raw-axi"):
         project.tell("t1w-raw-axi")
 
 
 def test_nothing_can_be_told_before_the_first_plan(project):
-    with pytest.raises(ExplainError, match="nothing is planned"):
+    with pytest.raises(TargetError, match="nothing is planned"):
         project.tell("S1")
 
 

@@ -230,9 +230,11 @@ def test_series_of_one_slice_each_become_one_flagged_series(export, tmp_path):
 def test_entries_asked_for_twice_name_every_merge_once(export, tmp_path):
     write_slices(export, range(10, 14))
     found = index(export, tmp_path)
-    entries_of(found)
-    assert entries_of(found) == entries_of(found)
-    assert len(list(found.merges())) == 3
+    entries = entries_of(found)
+    merges = list(found.merges())
+    assert entries_of(found) == entries
+    assert list(found.merges()) == merges
+    assert len(merges) == 3
 
 
 def test_copies_of_slices_are_dropped_after_merging(export, tmp_path):

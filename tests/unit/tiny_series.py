@@ -31,7 +31,7 @@ PHILIPS_SLICES = (0x2001, "Philips Imaging DD 001", 0x18, "SL")
 SIEMENS_PROTOCOL = (0x0029, "SIEMENS CSA HEADER", 0x20, "OB")
 
 
-def pictures(n=12, dtype=np.uint16, low=0):
+def pictures(n=8, dtype=np.uint16, low=0):
     """(n, 20, 24) random pictures, none like another."""
     return np.random.default_rng(7).integers(low, 1000, (n, 20, 24)).astype(dtype)
 
@@ -110,7 +110,7 @@ def item(**tags):
     return [ds]
 
 
-def write_enhanced(path, stacks=((AXIAL, 12),), **tags):
+def write_enhanced(path, stacks=((AXIAL, 8),), **tags):
     """Write one enhanced multi-frame instance that holds stacks of pictures."""
     ds = picture_header(EnhancedMRImageStorage, 1)
     images = pictures(sum(n for _, n in stacks))

@@ -1,0 +1,1 @@
+"""How well series are told from their headers, and how fast, against the published rules."""

@@ -1,0 +1,1 @@
+"""Classification and acceptance of many series."""
