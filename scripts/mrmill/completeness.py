@@ -59,7 +59,7 @@ def check_counts(instances: Sequence[Instance]) -> list[str]:
 def _last_number(instances: Sequence[Instance]) -> int:
     """Return the last InstanceNumber; 0 where they do not count the pictures of the series."""
     numbers = {instance.number for instance in instances}
-    return max(numbers) if len(numbers) == len(instances) and min(numbers) > 0 else 0
+    return max(numbers) if len(numbers) == len(instances) else 0
 
 
 def _n_acquired(instances: Sequence[Instance]) -> int:

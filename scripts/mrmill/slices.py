@@ -63,7 +63,7 @@ def _check_count(depths_mm: "NDArray[np.float64]", n_slices: int) -> None:
 
 
 def _check_places(corners: "NDArray[np.float64]", slice_axis: int, volume: Volume) -> None:
-    """Check that first and last pixel of each picture are opposite corners of a slice.
+    """Check that first and last pixel of each picture are corners of a slice.
 
     Parameters
     ----------
@@ -74,7 +74,6 @@ def _check_places(corners: "NDArray[np.float64]", slice_axis: int, volume: Volum
     to_index = np.linalg.inv(volume.affine)
     index = corners @ to_index[:3, :3].T + to_index[:3, 3]
     place = np.where(index > last / 2, last, 0).astype(float)
-    place[:, 1] = last - place[:, 0]
     place[..., slice_axis] = np.clip(np.rint(index[..., slice_axis]), 0, last[slice_axis])
     beside_mm = float((np.abs(index - place) * volume.spacing_mm).max())
     if beside_mm > MAX_MISPLACED_MM:

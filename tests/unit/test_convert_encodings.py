@@ -140,7 +140,8 @@ def test_a_series_of_which_some_files_cannot_be_read_is_incomplete(tmp_path):
     outcome, _ = convert(tmp_path, planned(rewrite(folder, change)))
     said = ["unsupported_encoding"]
     assert account(outcome) == [("rejected", "incomplete", "magnitude", "", 8, 5, said)]
-    assert outcome.series[0]["found"] == "5 slices"
+    (entry,) = outcome.series
+    assert (entry["found"], entry["limit"]) == ("5 slices", "8 instances")
 
 
 def test_a_phase_image_never_stands_in_for_a_magnitude_that_cannot_be_read(tmp_path):

@@ -1,5 +1,7 @@
 """A series with several images: the plainest goes on, the others are in the ledger."""
 
+import nibabel as nib
+import numpy as np
 import pytest
 from tiny_series import (
     AXIAL,
@@ -170,3 +172,21 @@ def test_a_series_uid_for_every_slice_gives_the_same_volume_as_one_for_all(
     assert account(outcome) == [(*ACCEPTED, "magnitude", "", 8, 8, ["merged_series_uids"])]
     name = "SERIESAA.nii.gz"
     assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_of_an_enhanced_instance_with_phase_and_magnitude_the_magnitude_goes_on(tmp_path):
+    write_enhanced(
+        tmp_path / "in/a.dcm",
+        stacks=((AXIAL, 6), (AXIAL, 6)),
+        components=("PHASE", "MAGNITUDE"),
+        ImageType=["ORIGINAL", "PRIMARY", "MIXED", "MIXED"],
+        **PHILIPS,
+    )
+    outcome, out = convert(tmp_path, planned(tmp_path / "in"))
+    assert account(outcome) == [
+        (*ACCEPTED, "magnitude", "", 1, 6, []),
+        (*EXTRA, "phase", "ph", 1, 6, []),
+    ]
+    image = np.asanyarray(nib.load(out / "SERIESAA.nii.gz").dataobj)
+    upright = image.transpose(2, 1, 0)[:, ::-1]  # rows run from front to back, RAS+ the other way
+    np.testing.assert_array_equal(upright, pictures(12)[6:])

@@ -96,11 +96,19 @@ def test_a_file_that_may_not_be_read_fails_the_series(tmp_path, monkeypatch):
     assert outcome.error.startswith("PermissionError")
 
 
-def test_a_disk_that_cannot_be_read_stops_the_job(tmp_path, monkeypatch):
+@pytest.mark.parametrize("when", ["opening", "reading"])
+def test_a_disk_that_cannot_be_read_stops_the_job(tmp_path, monkeypatch, when):
     series = planned(write_series(tmp_path / "in"))
-    answer_opening("005.dcm", errno.EIO, monkeypatch)
+    if when == "opening":
+        answer_opening("005.dcm", errno.EIO, monkeypatch)
+    else:
+        monkeypatch.setattr(pydicom, "dcmread", broken_disk)
     with pytest.raises(OSError, match="Input/output error"):
         convert(tmp_path, series)
+
+
+def broken_disk(*_, **__):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def answer_opening(name, number, monkeypatch):

@@ -8,6 +8,7 @@ from tiny_series import (
     account,
     assert_every_pixel_is_where_its_header_says,
     convert,
+    item,
     pictures,
     planned,
     verdicts,
@@ -58,15 +59,14 @@ def test_philips_values_are_the_precise_ones(tmp_path):
     outcome, out = convert(tmp_path, planned(folder))
     assert account(outcome) == [("accepted", "", "magnitude", "", 8, 8, [])]
     path = out / "SERIESAA.nii.gz"
-    precise = lambda pv: (pv * 4 - 8) / (4 * 0.5)  # noqa: E731
-    assert_every_pixel_is_where_its_header_says(path, folder.iterdir(), precise)
+    assert_every_pixel_is_where_its_header_says(
+        path, folder.iterdir(), lambda pv: (pv * 4 - 8) / (4 * 0.5)
+    )
     assert pictures()[0, 0, :3].tolist() == [944, 625, 684]
     assert np.asanyarray(nib.load(path).dataobj)[:3, -1, 0].tolist() == [1884, 1246, 1364]
 
 
 def test_philips_values_stay_the_precise_ones_beside_a_real_world_mapping(tmp_path):
-    from tiny_series import item
-
     mapping = item(
         RealWorldValueSlope=3.0,
         RealWorldValueIntercept=7.0,

@@ -17,7 +17,10 @@ ENTRY = {
     *("study_uid", "patient_uid", "split", "reject", "series"),
     *("StudyDate", "date_shift_days", "anon_study_date"),
 }
-SERIES = {"series_key", "kind", "folder", "files", "n_sop", "sop_class", "sidecar", "table"}
+SERIES = {
+    *("series_key", "SeriesInstanceUID", "kind", "folder", "files"),
+    *("n_sop", "sop_class", "sidecar", "table"),
+}
 
 
 @pytest.fixture
@@ -83,6 +86,7 @@ def test_an_entry_says_what_the_stages_need(site):
     (series,) = entry["series"]
     assert series.keys() == SERIES | {"digest"}
     assert series["series_key"] == names.series_key("1.1.1.1")
+    assert series["SeriesInstanceUID"] == "1.1.1.1"
     assert series["folder"] == str(site / "export" / "1a" / "s1")
 
 

@@ -110,24 +110,27 @@ def item(**tags):
     return [ds]
 
 
-def write_enhanced(path, stacks=((AXIAL, 8),), **tags):
-    """Write one enhanced multi-frame instance that holds stacks of pictures."""
+def write_enhanced(path, stacks=((AXIAL, 8),), components=("MAGNITUDE",) * 3, **tags):
+    """Write one enhanced multi-frame instance that holds stacks, each of a complex component."""
     ds = picture_header(EnhancedMRImageStorage, 1)
     images = pictures(sum(n for _, n in stacks))
     ds.NumberOfFrames, (ds.Rows, ds.Columns) = len(images), images.shape[1:]
     ds.PixelRepresentation, ds.PixelData = 0, images.tobytes()
     measures = item(PixelSpacing=[8, 7], SliceThickness=STEP_MM, SpacingBetweenSlices=STEP_MM)
     ds.SharedFunctionalGroupsSequence = item(PixelMeasuresSequence=measures)
-    places = [(iop, start) for iop, n in stacks for start in starts(n, iop)]
     ds.PerFrameFunctionalGroupsSequence = [
         item(
             PlaneOrientationSequence=item(ImageOrientationPatient=list(iop)),
             PlanePositionSequence=item(ImagePositionPatient=[float(x) for x in start]),
             FrameContentSequence=item(
-                StackID="1", InStackPositionNumber=i, DimensionIndexValues=[1, i]
+                StackID="1", InStackPositionNumber=i, DimensionIndexValues=[1, i, volume]
             ),
+            MRImageFrameTypeSequence=item(ComplexImageComponent=component),
         )[0]
-        for i, (iop, start) in enumerate(places, start=1)
+        for volume, ((iop, n), component) in enumerate(
+            zip(stacks, components, strict=False), start=1
+        )
+        for i, start in enumerate(starts(n, iop), start=1)
     ]
     for name, value in tags.items():
         setattr(ds, name, value)
