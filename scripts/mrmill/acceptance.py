@@ -21,7 +21,7 @@ TABLE = Path(__file__).parents[2] / "config" / "acceptance.yaml"
 #: What a criterion can look at; `mrmill.curate` finds their values.
 VALUES = (
     *("sop_class_uid", "dicom_modality", "burned_in_annotation"),
-    *("is_derived", "is_localizer", "is_subtraction", "classified_modality"),
+    *("kind", "is_derived", "is_localizer", "is_subtraction", "classified_modality"),
     *("acquisition_plane", "body_part", "age_years", "field_strength_t"),
     *("shape", "spacing_mm", "fov_mm"),
 )

@@ -182,6 +182,7 @@ def _decide(series: _Series, agent: Said, study: Study, settings: Curate, tables
         **{name: facts[name] for name in VALUES if name in facts},
         "sop_class_uid": header.get("SOPClassUID"),
         "dicom_modality": header.get("Modality"),
+        "kind": entry.get("kind"),  # a NIfTI image says nothing of it
         "burned_in_annotation": (header.get("BurnedInAnnotation") or "").upper(),
         "age_years": whole_years,
         "field_strength_t": header.get("FieldStrength_T"),

@@ -1,11 +1,12 @@
 """The series of a DICOM study: which files are one, which is the best copy, what the plan says."""
 
-import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
+
+from mrmill.stamps import digest_of_stamps
 
 #: No image, though its name has the word: Siemens CSA Non-Image Storage (phoenix reports).
 CSA_NON_IMAGE = "1.3.12.2.1107.5.9.1"
@@ -95,9 +96,7 @@ def series_entry(files: Sequence[File], table: Mapping[str, str]) -> dict[str, A
         base = os.path.commonpath([file.folder for file in files])
         paths = (os.path.join(file.folder, file.name) for file in files)  # noqa: PTH118 (bytes)
         names = [os.fsdecode(os.path.relpath(path, base)) for path in paths]
-    stamps = "".join(
-        f"{name} {file.size} {file.mtime_ns}\n" for name, file in zip(names, files, strict=True)
-    )
+    stamps = ((name, f.size, f.mtime_ns) for name, f in zip(names, files, strict=True))
     return {
         "kind": "dicom",
         "SeriesInstanceUID": " ".join(sorted({file.SeriesInstanceUID for file in files})),
@@ -107,7 +106,7 @@ def series_entry(files: Sequence[File], table: Mapping[str, str]) -> dict[str, A
         "sop_class": files[0].SOPClassUID or "",
         "sidecar": "",
         "table": dict(table),
-        "digest": hashlib.sha256(os.fsencode(stamps)).hexdigest(),
+        "digest": digest_of_stamps(stamps),
     }
 
 

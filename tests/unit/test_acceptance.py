@@ -11,6 +11,7 @@ GOOD = {
     "sop_class_uid": "1.2.840.10008.5.1.4.1.1.4",
     "dicom_modality": "MR",
     "burned_in_annotation": "NO",
+    "kind": "magnitude",
     "is_derived": False,
     "is_localizer": False,
     "is_subtraction": False,
@@ -58,6 +59,7 @@ def test_a_series_on_every_limit_is_accepted():
             {"classified_modality": "DWI"},
             ("modality_not_accepted", "DWI", "T1w, T2w, FLAIR, SWI, MRA"),
         ),
+        ({"kind": "phase"}, ("not_plain", "phase", "a plain picture")),
         # what a header says in its own words stays out of the ledger
         ({"dicom_modality": "Dr Smith"}, ("not_mr", "another one", "MR images")),
     ],
@@ -67,7 +69,7 @@ def test_what_is_beyond_a_limit_is_rejected_with_value_and_limit(change, expecte
 
 
 def test_what_an_image_without_dicom_header_cannot_say_is_not_held_against_it():
-    unknown = dict.fromkeys(("sop_class_uid", "dicom_modality", "field_strength_t"))
+    unknown = dict.fromkeys(("sop_class_uid", "dicom_modality", "field_strength_t", "kind"))
     assert reason(**unknown, burned_in_annotation="") is None
 
 
@@ -108,12 +110,12 @@ def test_limits_that_mean_nothing_or_let_names_in_are_refused(limits, message):
 )
 def test_a_table_with_a_mistake_is_refused_with_its_place(tmp_path, change, message):
     table = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
-    table["criteria"][10] |= change
+    table["criteria"][11] |= change
     path = tmp_path / "acceptance.yaml"
     path.write_text(yaml.safe_dump(table))
     with pytest.raises(AcceptanceError, match=message) as refused:
         load_criteria(path)
-    assert "criteria.10" in str(refused.value)
+    assert "criteria.11" in str(refused.value)
 
 
 @pytest.mark.parametrize("reason", FIXED)
