@@ -38,7 +38,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 test-unit: $(READY)
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest tests/unit scripts/mrmill
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import mrmill
-from mrmill.classify import classify
+from mrmill.curate.classify import classify
+from mrmill.curate.rules import TABLE, Rules, load_rules
 from mrmill.headers import sidecar_header
-from mrmill.rules import TABLE, Rules, load_rules
 
 PUBLISHED = Path(__file__).with_name("mr_rate_rules.yaml")
 

@@ -20,7 +20,7 @@ import pydicom
 from benchmarks.indexing.exported import write_export
 from mrmill.config import Input
 from mrmill.index import index_export
-from mrmill.index_header import TAGS, read_header
+from mrmill.index.header import TAGS, read_header
 
 ROUNDS = 3
 

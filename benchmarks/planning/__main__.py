@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from mrmill import index_dicom, planning
+from mrmill import plan as planning
 from mrmill.config import Config, checked
-from mrmill.identity import new_key
-from mrmill.index_parts import COLUMNS, Row
+from mrmill.index import dicom as index_dicom
+from mrmill.index.parts import COLUMNS, Row
+from mrmill.plan.identity import new_key
 
 #: MR-RATE: 98,334 studies and 705,254 series of 83,425 patients; exports hold more series than
 #: are released.
@@ -65,12 +66,12 @@ class Export:
 
     @staticmethod
     def stat_files(_: str, names: list[str]) -> list[Row]:
-        """Stand in for `mrmill.index_parts.stat_files`."""
+        """Stand in for `mrmill.index.parts.stat_files`."""
         return [(name, 300_000, 1_700_000_000_000_000_000) for name in names]
 
     @staticmethod
     def read_files(folder: str, rows: list[Row]) -> list[Row]:
-        """Stand in for `mrmill.index_parts.read_files`."""
+        """Stand in for `mrmill.index.parts.read_files`."""
         study, series = map(int, folder.split("/")[2:])
         root = f"1.3.12.2.1107.5.2.19.45400.{study:012d}"
         header = {

@@ -20,7 +20,7 @@ from mrmill.layout import native_image, native_mask
 from mrmill.reasons import ACCEPTED, Rejected
 from mrmill.records import Outcome
 from mrmill.shards import Study, guarded
-from mrmill.verify_zips import header_text
+from mrmill.verify.zips import header_text
 from mrmill.volumes import Volume, read_volume
 
 Entry = dict[str, Any]

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from mrmill.config import Config
 from mrmill.errors import UserError
-from mrmill.identity import IdentityError, Pseudonyms, load_key
-from mrmill.index_nifti import PLACE
+from mrmill.index.nifti import PLACE
 from mrmill.layout import ReleaseTree, WorkTree
+from mrmill.plan.identity import IdentityError, Pseudonyms, load_key
 
 if TYPE_CHECKING:
-    from mrmill.identity_tables import OptOut
+    from mrmill.plan.identity_tables import OptOut
 
 #: Work and release together hold at most about this many times the bytes of the export:
 #: converted and defaced images, three spaces, two of them float32 (measured on MR-RATE's sizes:
@@ -139,8 +139,8 @@ def _key(config: Config) -> Iterator[Finding]:
 
 def _site_table(config: Config, setting: str) -> Iterator[Finding]:
     """Look whether the site's table of names or of opt-outs can be used, and who sees it."""
-    from mrmill import identity_tables
     from mrmill.index import PlanError
+    from mrmill.plan import identity_tables
 
     path = getattr(config.identity, setting)
     if path is None:
@@ -164,9 +164,9 @@ def _site_table(config: Config, setting: str) -> Iterator[Finding]:
 
 def _opt_out_of_nobody(config: Config, opt_out: "OptOut") -> Iterator[Finding]:
     """Hold the opt-outs against the plan, if there is one: a mistyped id keeps nobody out."""
-    from mrmill.identity_tables import first_few
-    from mrmill.planning import read_studies
-    from mrmill.site_identities import as_found
+    from mrmill.plan import read_studies
+    from mrmill.plan.identity_tables import first_few
+    from mrmill.plan.site_identities import as_found
 
     planned = as_found(read_studies(WorkTree(config.work).studies))
     unmatched = opt_out.unmatched(planned) if planned else {}
@@ -191,8 +191,9 @@ def _series_table(config: Config) -> Iterator[Finding]:
 
 def table_problems(config: Config, table: Path) -> Iterator[Finding]:
     """Yield what is wrong with a series table, by line; cells of a person are never repeated."""
-    from mrmill.classify import load_rules
-    from mrmill.headers import age_years, load_columns
+    from mrmill.columns import load_columns
+    from mrmill.curate.classify import load_rules
+    from mrmill.headers import age_years
     from mrmill.index import PlanError, read_rows
 
     needed = {"dicom": ["SeriesInstanceUID"]}.get(config.input.kind, list(PLACE))

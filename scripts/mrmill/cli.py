@@ -94,13 +94,13 @@ def status(
     ] = None,
 ) -> None:
     """Show how far a run is and where series are lost, from any shell that sees the work tree."""
-    from mrmill.flow import flow_table, read_flows
+    from mrmill.ledger.flow import flow_table, read_flows
     from mrmill.status import read_status, status_table
 
     work = _work_tree(load_config(configfile))
     flows = read_flows(work, batch)
     if picture:
-        from mrmill.flow_picture import draw_flow
+        from mrmill.ledger.picture import draw_flow
 
         draw_flow(flows, picture)
         console.print(picture, highlight=False)
@@ -124,7 +124,7 @@ def explain(
 ) -> None:
     """Tell what became of a study or series, and why."""
     from mrmill.explain import explain as tell
-    from mrmill.explain_text import WARNING, text_of
+    from mrmill.explain.text import WARNING, text_of
 
     story = tell(load_config(configfile), target, identified)
     if identified:
@@ -175,7 +175,7 @@ def classify(
     ] = None,
 ) -> None:
     """Say what each series is, from its header alone."""
-    from mrmill.classify import classify_file, load_rules
+    from mrmill.curate.classify import classify_file, load_rules
 
     count = classify_file(headers, out, load_rules(site_rules=site_rules))
     console.print(f"{count} series classified in {out}", highlight=False, soft_wrap=True)

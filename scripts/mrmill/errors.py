@@ -11,8 +11,11 @@ class UserError(Exception):
 def error_location(error: BaseException) -> str:
     """Return class and code line of an error, and nothing of its text (it may hold paths)."""
     frames = traceback.extract_tb(error.__traceback__)
-    where = f" {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}{where}"
+    if not frames:
+        return type(error).__name__
+    path = Path(frames[-1].filename)
+    name = "/".join(path.parts[-2:]) if path.name == "__init__.py" else path.name
+    return f"{type(error).__name__} {name}:{frames[-1].lineno}"
 
 
 def public_words(error: BaseException) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from mrmill.acceptance import load_criteria
 from mrmill.columns import load_columns, published
 from mrmill.config import ROOT, Config
+from mrmill.curate.acceptance import load_criteria
 from mrmill.reasons import reasons
 from mrmill.tables import described, load_table
 
@@ -128,17 +128,14 @@ def reasons_page() -> str:
 
 def acceptance_page() -> str:
     """Return the docs page of the criteria of acceptance."""
-    rows = [
-        f"| `{c.reason}` | {c.value} | {c.limit} | {c.source} |"
-        for c in load_criteria()
-    ]
+    rows = [f"| `{c.reason}` | {c.value} | {c.limit} | {c.source} |" for c in load_criteria()]
     parts = [
         "# What a series has to be",
         HEADER.format(source="`config/acceptance.yaml`"),
         "Looked at in this order; the first criterion that is not met gives the reason in the "
-        "ledger, with the value found and the limit. What a header does not say passes, except where "
-        "it has to be known. `curate.limits` changes a limit for a run, "
-        "such as `age_below_minimum: {minimum: 18}`.",
+        "ledger, with the value found and the limit. What a header does not say passes, except "
+        "where it has to be known. `curate.limits` changes a limit for a run, such as "
+        "`age_below_minimum: {minimum: 18}`.",
         "\n".join(
             ["| reason | looked at | accepted | source |", "| --- | --- | --- | --- |", *rows]
         ),

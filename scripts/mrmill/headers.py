@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrmill.columns import Column, Columns, load_columns
-from mrmill.columns import iso_date as iso_date
-from mrmill.columns import release_columns as release_columns
 from mrmill.reasons import Rejected
 from mrmill.tables import JOINT
 

@@ -49,7 +49,7 @@ def make_key(config: Config, console: Console) -> None:
     ConfigError
         When a plan is there: a new key could not go on with it.
     """
-    from mrmill.identity import new_key
+    from mrmill.plan.identity import new_key
 
     if WorkTree(config.work).shards.exists():
         raise ConfigError(
@@ -62,8 +62,8 @@ def make_key(config: Config, console: Console) -> None:
 
 def plan_with_progress(config: Config, cores: int, console: Console) -> None:
     """Plan, showing how many files were looked at; print what was found."""
-    from mrmill.plan_text import plan_text
-    from mrmill.planning import make_plan
+    from mrmill.plan import make_plan
+    from mrmill.plan.text import plan_text
 
     with Progress(SpinnerColumn(), *Progress.get_default_columns(), console=console) as progress:
         bars: dict[str, TaskID] = {}
@@ -157,7 +157,7 @@ def run_with_progress(command: list[str], work: WorkTree, console: Console) -> i
 
 def summarize(config: Config, code: int, seconds: float, console: Console) -> None:
     """Print what became of everything, and where to look next."""
-    from mrmill.flow import flow_table, read_flows
+    from mrmill.ledger.flow import flow_table, read_flows
     from mrmill.status import summary_text
 
     work = WorkTree(config.work)

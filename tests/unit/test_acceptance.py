@@ -3,8 +3,16 @@
 import pytest
 import yaml
 
-from mrmill.acceptance import FIXED, TABLE, VALUES, AcceptanceError, accept, judged, load_criteria
 from mrmill.config import Limits
+from mrmill.curate.acceptance import (
+    FIXED,
+    TABLE,
+    VALUES,
+    AcceptanceError,
+    accept,
+    judged,
+    load_criteria,
+)
 from mrmill.reasons import Rejected
 
 GOOD = {

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from evidence_cases import CASES, assert_all_right, header
 
-from mrmill.body_part import body_part
-from mrmill.evidence import TABLE, EvidenceError, load_evidence
-from mrmill.headers import load_columns, sidecar_header, with_series_table
+from mrmill.columns import load_columns
+from mrmill.curate.body_part import body_part
+from mrmill.curate.evidence import TABLE, EvidenceError, load_evidence
+from mrmill.headers import sidecar_header, with_series_table
 
 EVIDENCE = load_evidence()
 COLUMNS = {column.name: column for column in load_columns()}

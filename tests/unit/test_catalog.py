@@ -14,9 +14,9 @@ from mrmill import ledger
 from mrmill.catalog import CatalogError, catalog_batch, catalog_release
 from mrmill.columns import load_columns
 from mrmill.config import Dataset
-from mrmill.flow import FlowError, read_flows
 from mrmill.layout import ReleaseTree, WorkTree
 from mrmill.ledger import LedgerError
+from mrmill.ledger.flow import FlowError, read_flows
 from mrmill.records import Journal, Outcome, Record, manifest_of, write_json
 from mrmill.tables import CellError, cell
 

@@ -5,8 +5,8 @@ from tiny_dicom import write_study
 
 from mrmill.check import check
 from mrmill.config import checked
-from mrmill.identity import new_key
-from mrmill.planning import make_plan
+from mrmill.plan import make_plan
+from mrmill.plan.identity import new_key
 
 MAPPING = "Accession,Anon Patient ID,Anonymized Study Date\n"
 

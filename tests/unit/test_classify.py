@@ -9,7 +9,7 @@ import pytest
 import yaml
 from benchmarks.classification.__main__ import PUBLISHED, Series, confusion, scores, six
 
-from mrmill.classify import (
+from mrmill.curate.classify import (
     SERIES_TABLE,
     TABLE,
     WRITTEN,

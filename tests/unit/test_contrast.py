@@ -10,9 +10,10 @@ import pytest
 from evidence_cases import CASES, assert_all_right, header
 from tiny_dicom import write_dicom
 
-from mrmill.contrast import contrast_agents
-from mrmill.evidence import load_evidence
-from mrmill.headers import dicom_header, load_columns, sidecar_header
+from mrmill.columns import load_columns
+from mrmill.curate.contrast import contrast_agents
+from mrmill.curate.evidence import load_evidence
+from mrmill.headers import dicom_header, sidecar_header
 
 EVIDENCE = load_evidence()
 COLUMNS = {column.name: column for column in load_columns()}

@@ -18,11 +18,11 @@ from tiny_series import (
     write_series,
 )
 
-from mrmill import converter
-from mrmill.completeness import WARNING as MAYBE_INCOMPLETE
 from mrmill.config import ROOT
 from mrmill.convert import LOSSY
-from mrmill.index_series import File, series_entry
+from mrmill.convert import dcm2niix as converter
+from mrmill.convert.completeness import WARNING as MAYBE_INCOMPLETE
+from mrmill.index.series import File, series_entry
 
 
 def test_equal_input_gives_equal_bytes_and_an_equal_outcome_anywhere(tmp_path):

@@ -46,9 +46,7 @@ def curated(*entries, tables=None, plan=None, **settings):
         upstream={"convert": Record("STUDY00001", "key", Outcome(series=list(entries)))},
     )
     settings = Curate(**settings)
-    return curate_study(
-        study, None, settings, load_tables(settings, Convert().header_columns)
-    )
+    return curate_study(study, None, settings, load_tables(settings, Convert().header_columns))
 
 
 def only(outcome):
@@ -137,7 +135,9 @@ def test_the_first_criterion_that_fails_gives_the_reason():
         change = {"ScanningSequence": "SE", "TE_ms": 12.0, "TR_ms": 500.0}
         for _, flaw in reversed(flaws[first:]):
             change |= flaw
-        entry = only(curated(series(**change), limits={"plane_not_accepted": {"accepted": ["AXIAL"]}}))
+        entry = only(
+            curated(series(**change), limits={"plane_not_accepted": {"accepted": ["AXIAL"]}})
+        )
         assert entry["reason"] == flaws[first][0]
 
 

@@ -8,15 +8,15 @@ import pytest
 from recorded import both, no, ok
 from tiny_dicom import write_dicom
 
-from mrmill.classify import classify
 from mrmill.config import Config, checked
 from mrmill.curate import curate_study, load_tables
+from mrmill.curate.classify import classify
 from mrmill.explain import HIDDEN, explain
-from mrmill.explain_text import LAST_RULES, text_of
+from mrmill.explain.targets import TargetError
+from mrmill.explain.text import LAST_RULES, text_of
 from mrmill.layout import WorkTree
 from mrmill.records import Journal, Outcome, Record, write_json
 from mrmill.shards import Study
-from mrmill.targets import TargetError
 
 CANARY = "CANARY"
 T1 = {

@@ -8,7 +8,9 @@ from recorded import ALL, random_run
 from rich.console import Console
 
 from mrmill.catalog import write_table
-from mrmill.flow import (
+from mrmill.layout import WorkTree
+from mrmill.ledger import ledger_rows
+from mrmill.ledger.flow import (
     BRANCHES,
     SOURCE,
     Flow,
@@ -21,9 +23,7 @@ from mrmill.flow import (
     flow_table,
     read_flows,
 )
-from mrmill.flow_picture import OTHERS, draw_flow, drawn_losses
-from mrmill.layout import WorkTree
-from mrmill.ledger import ledger_rows
+from mrmill.ledger.picture import OTHERS, draw_flow, drawn_losses
 from mrmill.records import write_json
 
 

@@ -4,7 +4,7 @@ import stat
 
 import pytest
 
-from mrmill.identity import IdentityError, Pseudonyms, load_key, new_key
+from mrmill.plan.identity import IdentityError, Pseudonyms, load_key, new_key
 
 KEY = bytes(range(32))
 

@@ -3,9 +3,9 @@ import datetime
 import openpyxl
 import pytest
 
-from mrmill.identity_tables import OptOut, SiteNames, read_mapping, read_opt_out
 from mrmill.index import FoundStudy, PlanError
-from mrmill.spreadsheets import read_cells
+from mrmill.plan.identity_tables import OptOut, SiteNames, read_mapping, read_opt_out
+from mrmill.plan.spreadsheets import read_cells
 
 HEADER = ("Accession", "Anon Patient ID", "Anonymized Study Date")
 

@@ -6,8 +6,8 @@ import pytest
 from indexed import entries_of, index, skipped, write_csv
 from tiny_dicom import MR, write_dicom, write_study
 
-from mrmill import index_parts
 from mrmill.index import PlanError
+from mrmill.index import parts as index_parts
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import pytest
 from indexed import entries_of, index
 from tiny_dicom import MR, REPORT, write_dicom, write_study
 
-from mrmill import index_buckets
-from mrmill.index_series import holds_image
+from mrmill.index import buckets as index_buckets
+from mrmill.index.series import holds_image
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ import pytest
 from indexed import entries_of, index, skipped, write_csv
 from tiny_dicom import MR, write_dicom, write_study
 
-from mrmill import index_buckets, index_parts
 from mrmill.index import Merge, PlanError
+from mrmill.index import buckets as index_buckets
+from mrmill.index import parts as index_parts
 
 ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
 

@@ -18,8 +18,8 @@ from pydicom.uid import (
 )
 from tiny_dicom import MR, write_dicom
 
-from mrmill.index_header import LOOK_BYTES, TAGS, WANTED, read_header, read_with_pydicom
-from mrmill.index_scan import Unusual, scan
+from mrmill.index.header import LOOK_BYTES, TAGS, WANTED, read_header, read_with_pydicom
+from mrmill.index.scan import Unusual, scan
 
 KNOWN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLosslessSV1)
 UNKNOWN = (ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)

@@ -3,8 +3,8 @@ import re
 import pytest
 
 from mrmill.config import ROOT
-from mrmill.plan_text import WARNINGS, plan_text
-from mrmill.planning import PlanSummary
+from mrmill.plan import PlanSummary
+from mrmill.plan.text import WARNINGS, plan_text
 
 
 def summary(**more):
@@ -34,7 +34,7 @@ def test_each_warning_is_a_line_with_its_number_and_meaning(code):
 
 
 def test_every_warning_of_the_code_has_a_sentence():
-    source = "".join(path.read_text() for path in (ROOT / "scripts" / "mrmill").glob("*.py"))
+    source = "".join(path.read_text() for path in (ROOT / "scripts" / "mrmill").rglob("*.py"))
     codes = set(re.findall(r'\bwarnings\["(\w+)"\]', source))
     assert len(codes) > 10
     assert codes - WARNINGS.keys() == set()

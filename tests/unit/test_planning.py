@@ -6,12 +6,13 @@ from collections import Counter
 import pytest
 from tiny_dicom import write_dicom, write_study
 
-from mrmill import index_parts, planning
+from mrmill import plan as planning
 from mrmill.config import checked
-from mrmill.identity import IdentityError, Pseudonyms, load_key, new_key
 from mrmill.index import PlanError
-from mrmill.placement import free_places
-from mrmill.planning import make_plan
+from mrmill.index import parts as index_parts
+from mrmill.plan import make_plan
+from mrmill.plan.identity import IdentityError, Pseudonyms, load_key, new_key
+from mrmill.plan.placement import free_places
 
 ENTRY = {
     *("study_uid", "patient_uid", "split", "reject", "series"),

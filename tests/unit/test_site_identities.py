@@ -9,9 +9,9 @@ import pytest
 from tiny_dicom import write_study
 
 from mrmill.config import checked
-from mrmill.identity import Pseudonyms, load_key, new_key
 from mrmill.index import PlanError
-from mrmill.planning import make_plan
+from mrmill.plan import make_plan
+from mrmill.plan.identity import Pseudonyms, load_key, new_key
 
 HEADER = "Accession,Anon Patient ID,Anonymized Study Date"
 

@@ -10,8 +10,8 @@ import pytest
 from pydicom.datadict import tag_for_keyword
 
 from mrmill import ledger, tables
-from mrmill.classify import load_rules
 from mrmill.columns import Column, load_columns, published
+from mrmill.curate.classify import load_rules
 from mrmill.headers import sidecar_header
 from mrmill.tables import (
     CellError,
