@@ -60,6 +60,7 @@ def check(config: Config) -> list[Finding]:
         *_key(config),
         *_site_table(config, "mapping"),
         *_site_table(config, "opt_out"),
+        *_tables(config),
         *_series_table(config),
         *_decisions(config),
         *_disks(config),
@@ -178,6 +179,19 @@ def _opt_out_of_nobody(config: Config, opt_out: "OptOut") -> Iterator[Finding]:
         yield Finding("warning", text, "mend mistyped ids: their patients are not kept out")
 
 
+def _tables(config: Config) -> Iterator[Finding]:
+    """Read the tables of curation: a mistake in one would stop the run hours later."""
+    from mrmill.curate import load_tables
+
+    if config.input.kind == "release":
+        return
+    try:
+        load_tables(config.curate, config.convert.header_columns)
+        yield Finding("ok", "tables of rules, evidence, criteria and columns")
+    except UserError as error:
+        yield Finding("problem", str(error), "mend the table, or the config that names it")
+
+
 def _series_table(config: Config) -> Iterator[Finding]:
     """Look for what a person may have mistyped: columns, modalities, ages."""
     table = config.input.series_table
@@ -190,7 +204,7 @@ def _series_table(config: Config) -> Iterator[Finding]:
 
 
 def table_problems(config: Config, table: Path) -> Iterator[Finding]:
-    """Yield what is wrong with a series table, by line; cells of a person are never repeated."""
+    """Yield what is wrong with a series table, by line."""
     from mrmill.columns import load_columns
     from mrmill.curate.classify import load_rules
     from mrmill.headers import age_years
@@ -198,7 +212,9 @@ def table_problems(config: Config, table: Path) -> Iterator[Finding]:
 
     needed = {"dicom": ["SeriesInstanceUID"]}.get(config.input.kind, list(PLACE))
     rules = load_rules(config.curate.classification)
-    known = {c.table for c in load_columns(config.convert.header_columns) if c.table} | {*needed}
+    read = [column for column in load_columns(config.convert.header_columns) if column.table]
+    known = {column.table for column in read} | {*needed}
+    named = {column.table: column.values for column in read if column.values}
     written = ", ".join(rules.release_names.get(m, m) for m in rules.modalities)
     try:
         for number, (where, row) in enumerate(read_rows(table, "input.series_table", needed)):
@@ -212,6 +228,11 @@ def table_problems(config: Config, table: Path) -> Iterator[Finding]:
                     rules.named(modality)
                 except ValueError:
                     text = f"{where}: modality {modality!r}, accepted {written}"
+                    yield Finding("problem", text, "mend the table")
+            for column, values in named.items():
+                cell = row.get(column, "").strip().lower()
+                if cell and cell not in values:
+                    text = f"{where}: {column} {cell!r}, accepted {', '.join(values)}"
                     yield Finding("problem", text, "mend the table")
             if age and age_years({"Patient'sAge": age}) is None:
                 text = f"{where}: PatientAge {age!r}, accepted 45, 045Y, 018M, 006W or 010D"

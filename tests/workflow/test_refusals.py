@@ -161,6 +161,10 @@ def checked(config):
             "path,patient_id,study_id,PatientAge\na.nii.gz,1,1,forty\n",
             "PatientAge 'forty', accepted 45",
         ),
+        (
+            "path,patient_id,study_id,body_part\na.nii.gz,1,1,Head\n",
+            "line 2: body_part 'head', accepted brain, spine, other, unknown",
+        ),
     ],
 )
 def test_a_mistake_in_the_series_table_is_named_by_its_line(tmp_path, table, words):
@@ -170,6 +174,29 @@ def test_a_mistake_in_the_series_table_is_named_by_its_line(tmp_path, table, wor
     said, is_problem = checked(project(tmp_path, input=source))
     assert words in said
     assert is_problem
+
+
+@pytest.mark.parametrize(
+    ("setting", "text", "words"),
+    [
+        (
+            "site_rules",
+            "rules: [{name: mine, modality: T1, when: {}, source: us}]",
+            "did you mean T1w",
+        ),
+        ("acceptance", "criteria: []", "burned_in_annotation, not_mr must stay"),
+        ("evidence", "body_part: {}", "evidence: body_part"),
+    ],
+)
+def test_a_mistake_in_a_table_of_curation_stops_a_run_before_it_starts(
+    tmp_path, tiny_export, setting, text, words
+):
+    (tmp_path / "table.yaml").write_text(text)
+    config = project(tmp_path, input={"path": str(tiny_export)}, curate={setting: "table.yaml"})
+    result = mrmill("run", "-c", config)
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert not (tmp_path / "work" / "plan").exists()
 
 
 def test_a_column_that_is_not_read_is_named_with_the_nearest(tmp_path):
