@@ -20,32 +20,31 @@ def files_of(folder, study_uid):
     return [path for path in named if path.is_file()]
 
 
-def test_a_patient_who_opts_out_leaves_release_and_work_tree(finished, tmp_path):
+def test_a_study_that_is_opted_out_leaves_release_and_work_tree(finished, tmp_path):
     for name in ("work", "release"):
         shutil.copytree(finished / name, tmp_path / name)
     released = {row["study_uid"] for row in rows(tmp_path / "release/TINY/splits.csv")}
     planned = rows(tmp_path / "work/plan/studies.csv")
     gone = next(row for row in planned if row["study_uid"] in released)
-    theirs = {row["study_uid"] for row in planned if row["PatientID"] == gone["PatientID"]}
-    assert files_of(tmp_path / "work", gone["study_uid"])
+    study_uid = gone["study_uid"]
+    assert files_of(tmp_path / "work", study_uid)
     settings = (finished / "config.yaml").read_text()
     config = project(tmp_path)
     config.write_text(f"{settings}identity: {{opt_out: opt_out.csv}}\n")
-    (tmp_path / "opt_out.csv").write_text(f"PatientID\n {gone['PatientID']} \n")
+    (tmp_path / "opt_out.csv").write_text(f"AccessionNumber\n {gone['AccessionNumber']} \n")
     (tmp_path / "opt_out.csv").chmod(0o600)
 
     result = mrmill("run", "-c", config, "--cores", 2)
 
     assert result.returncode == 0, result.stdout + result.stderr
-    for study_uid in theirs:
-        assert files_of(tmp_path / "release", study_uid) == []
-        assert files_of(tmp_path / "work", study_uid) == []
+    assert files_of(tmp_path / "release", study_uid) == []
+    assert files_of(tmp_path / "work", study_uid) == []
     kept = {row["study_uid"] for row in rows(tmp_path / "release/TINY/splits.csv")}
-    assert kept == released - theirs
+    assert kept == released - {study_uid}
     assert kept
     for path in (tmp_path / "release/TINY/metadata").iterdir():
-        assert theirs.isdisjoint(row["study_uid"] for row in rows(path))
-    ledger = [r for r in rows(tmp_path / "release/TINY/ledger.csv") if r["study_uid"] in theirs]
+        assert {row["study_uid"] for row in rows(path)} <= kept
+    ledger = [r for r in rows(tmp_path / "release/TINY/ledger.csv") if r["study_uid"] == study_uid]
     assert {(row["state"], row["found"]) for row in ledger} == {("rejected", "excluded")}
     assert mrmill("verify", tmp_path / "release").returncode == 0
 

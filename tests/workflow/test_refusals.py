@@ -182,10 +182,10 @@ def test_a_mistake_in_the_series_table_is_named_by_its_line(tmp_path, table, wor
         (
             "site_rules",
             "rules: [{name: mine, modality: T1, when: {}, source: us}]",
-            "did you mean T1w",
+            "did you mean `T1w`?",
         ),
         ("acceptance", "criteria: []", "burned_in_annotation, not_mr must stay"),
-        ("evidence", "body_part: {}", "evidence: body_part"),
+        ("evidence", "body_part: {}", "body_part.series_texts: Field required"),
     ],
 )
 def test_a_mistake_in_a_table_of_curation_stops_a_run_before_it_starts(
