@@ -25,6 +25,7 @@ GOOD = {
     "is_subtraction": False,
     "classified_modality": "T1w",
     "acquisition_plane": "AXIAL",
+    "obliquity_degrees": 0.0,
     "body_part": "brain",
     "age_years": 13,
     "field_strength_t": 3.0,

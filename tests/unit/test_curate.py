@@ -249,7 +249,9 @@ def turned(axis, degrees):
     ],
 )
 def test_the_plane_follows_the_slice_normal(axis, degrees, plane):
-    assert acquisition_plane(turned(axis, degrees), np.eye(4), 30) == plane
+    found, obliquity = acquisition_plane(turned(axis, degrees), np.eye(4), 30)
+    assert found == plane
+    assert obliquity == pytest.approx(abs((degrees + 45) % 90 - 45), abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -263,12 +265,12 @@ def test_the_plane_follows_the_slice_normal(axis, degrees, plane):
 )
 def test_without_an_orientation_the_thick_axis_tells_the_plane(spacing_mm, plane):
     affine = np.diag([*spacing_mm, 1])
-    assert acquisition_plane(None, affine, 30) == plane
-    assert acquisition_plane([0] * 6, affine, 30) == plane
+    assert acquisition_plane(None, affine, 30) == (plane, 0)
+    assert acquisition_plane([0] * 6, affine, 30) == (plane, 0)
 
 
 def test_no_direction_at_all_is_no_plane():
-    assert acquisition_plane(None, np.zeros((4, 4)), 30) == ""
+    assert acquisition_plane(None, np.zeros((4, 4)), 30) == ("", None)
 
 
 def test_arrays_are_described_along_the_patient_s_axes():

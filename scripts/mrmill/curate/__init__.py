@@ -78,6 +78,7 @@ class _Series:
     found: Classification
     modality: str  # as the release writes it
     plane: str
+    obliquity_degrees: float | None
     grid: dict[str, list[float]]  # voxels, spacing and field of view along R-L, A-P and S-I
 
 
@@ -128,14 +129,14 @@ def _look(
     header = with_series_table(converted["header"], table, tables.columns)
     entry["SeriesNumber"] = header.get("SeriesNumber")
     found = classify(header, tables.rules)
-    plane = acquisition_plane(
+    plane, obliquity_degrees = acquisition_plane(
         header.get("ImageOrientation(Patient)"),
         converted["affine"],
         settings.oblique_from_degrees,
     )
     modality = tables.rules.released(found.classified_modality)
     grid = patient_grid(converted["shape"], converted["affine"])
-    return _Series(entry, header, found, modality, plane, grid)
+    return _Series(entry, header, found, modality, plane, obliquity_degrees, grid)
 
 
 def _for_contrast(series: _Series) -> dict[str, Any]:
@@ -185,6 +186,7 @@ def _decide(series: _Series, agent: Said, study: Study, settings: Curate, tables
         "kind": entry.get("kind"),  # a NIfTI image says nothing of it
         "burned_in_annotation": (header.get("BurnedInAnnotation") or "").upper(),
         "age_years": whole_years,
+        "obliquity_degrees": series.obliquity_degrees,
         "field_strength_t": header.get("FieldStrength_T"),
         "shape": entry["shape"],
         "spacing_mm": entry["spacing_mm"],
@@ -203,8 +205,8 @@ def _may_be_center(values: Mapping[str, Any]) -> bool:
 
 def acquisition_plane(
     orientation: Sequence[float] | None, affine: "ArrayLike", oblique_from_degrees: float
-) -> str:
-    """Return the plane of a series' slices.
+) -> tuple[str, float | None]:
+    """Return the plane of a series' slices, and how far they are turned out of it.
 
     Parameters
     ----------
@@ -218,24 +220,28 @@ def acquisition_plane(
 
     Returns
     -------
-    {'AXIAL', 'SAGITTAL', 'CORONAL', 'OBLIQUE', ''}
+    plane : {'AXIAL', 'SAGITTAL', 'CORONAL', 'OBLIQUE', ''}
         Empty when neither tells a direction.
+    obliquity_degrees : float or None
+        Angle between the slice normal and the nearest patient axis, 0 to 54.7.
 
     Examples
     --------
     >>> acquisition_plane([0, 1, 0, 0, 0, -1], None, 30)
-    'SAGITTAL'
+    ('SAGITTAL', 0.0)
     """
     import numpy as np
 
     normal = _slice_normal(orientation, affine)
     length = np.linalg.norm(normal)
     if not (np.isfinite(length) and length > 0):
-        return ""
+        return "", None
     # LPS+ and RAS+ differ in signs, which do not matter here
     degrees = np.degrees(np.arccos(np.clip(np.abs(normal) / length, 0, 1)))
     nearest = int(np.argmin(degrees))
-    return "OBLIQUE" if degrees[nearest] > oblique_from_degrees else PLANES[nearest]
+    obliquity_degrees = round(float(degrees[nearest]), 1)
+    is_oblique = degrees[nearest] > oblique_from_degrees
+    return "OBLIQUE" if is_oblique else PLANES[nearest], obliquity_degrees
 
 
 def _slice_normal(orientation: Sequence[float] | None, affine: "ArrayLike") -> "NDArray":

@@ -22,7 +22,7 @@ TABLE = Path(__file__).parents[3] / "config" / "acceptance.yaml"
 VALUES = (
     *("sop_class_uid", "dicom_modality", "burned_in_annotation"),
     *("kind", "is_derived", "is_localizer", "is_subtraction", "classified_modality"),
-    *("acquisition_plane", "body_part", "age_years", "field_strength_t"),
+    *("acquisition_plane", "obliquity_degrees", "body_part", "age_years", "field_strength_t"),
     *("shape", "spacing_mm", "fov_mm"),
 )
 
