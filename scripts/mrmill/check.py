@@ -204,7 +204,7 @@ def _series_table(config: Config) -> Iterator[Finding]:
 
 
 def table_problems(config: Config, table: Path) -> Iterator[Finding]:
-    """Yield what is wrong with a series table, by line."""
+    """Yield what is wrong with a series table, by line; a cell in a wrong column may be a name."""
     from mrmill.columns import load_columns
     from mrmill.curate.classify import load_rules
     from mrmill.headers import age_years
@@ -227,15 +227,15 @@ def table_problems(config: Config, table: Path) -> Iterator[Finding]:
                 try:
                     rules.named(modality)
                 except ValueError:
-                    text = f"{where}: modality {modality!r}, accepted {written}"
+                    text = f"{where}: modality is none of those accepted: {written}"
                     yield Finding("problem", text, "mend the table")
             for column, values in named.items():
                 cell = row.get(column, "").strip().lower()
                 if cell and cell not in values:
-                    text = f"{where}: {column} {cell!r}, accepted {', '.join(values)}"
+                    text = f"{where}: {column} is none of those accepted: {', '.join(values)}"
                     yield Finding("problem", text, "mend the table")
             if age and age_years({"Patient'sAge": age}) is None:
-                text = f"{where}: PatientAge {age!r}, accepted 45, 045Y, 018M, 006W or 010D"
+                text = f"{where}: PatientAge is no age, as 45, 045Y, 018M, 006W or 010D"
                 yield Finding("problem", text, "mend the table")
     except PlanError as error:
         yield Finding("problem", str(error), "mend the table")

@@ -171,29 +171,45 @@ def summarize(config: Config, code: int, seconds: float, console: Console) -> No
 
 
 def drop_hollow_manifests(config: Config) -> None:
-    """Remove every manifest whose records or files are no longer all there.
+    """Remove every manifest whose studies, records or files are no longer all there as written.
 
-    Snakemake looks at manifests alone; without theirs, such shards and tables are made again.
+    Snakemake looks at manifests alone, and misses none that stands between others: without the
+    last ones, those of the tables, whatever is gone is made again.
     """
     work, release = WorkTree(config.work), ReleaseTree(config.release, config.dataset.name)
     plan = read_plan(config)
+    stages = stages_of(config.spaces, config.input.kind == "release")
     for batch, stage, shard in finished(work, plan):
         manifest = json.loads(work.manifest(batch, stage, shard).read_text(encoding="utf-8"))
         records = Journal(work.journal(batch, stage, shard)).records()
-        for uid, decided in manifest["studies"].items():
-            record = records.get(uid)
-            same = record is not None and record.content == decided["content"]
-            if not (same and is_whole(record, work, release, batch, stage)):
-                work.drop_manifest(batch, stage, shard)
-                break
-    for batch in plan:
-        parts = [work.part(batch, name) for name in CATALOG_PARTS]
-        if not all(path.exists() for path in (release.metadata(batch), *parts)):
+        n_least = plan[batch][shard]["n_studies"] if stage == stages[0] else 0
+        if len(manifest["studies"]) < n_least or not all(
+            (record := records.get(uid)) is not None
+            and record.content == decided["content"]
+            and is_whole(record, work, release, batch, stage)
+            for uid, decided in manifest["studies"].items()
+        ):
+            work.drop_manifest(batch, stage, shard)
+    for batch, shards in plan.items():
+        needed = [work.manifest(batch, stage, shard) for stage in stages for shard in shards]
+        needed += [work.part(batch, name) for name in CATALOG_PARTS]
+        tables = {"metadata": release.metadata(batch), "splits": work.part(batch, "splits.csv")}
+        if not (all(path.exists() for path in needed) and _agree(work.catalog(batch), tables)):
             work.catalog(batch).unlink(missing_ok=True)
-    tables = [release.splits, release.ledger, release.card, release.checksums("native")]
-    tables.append(work.ledger)
-    if not all(path.exists() for path in tables):
-        (work.root / "catalog.json").unlink(missing_ok=True)
+    last = work.root / "catalog.json"
+    needed = [work.ledger, *(work.catalog(batch) for batch in plan)]
+    native = (release.splits, release.ledger, release.card, release.checksums("native"))
+    tables = {str(path.relative_to(release.root)): path for path in native}
+    if not (all(path.exists() for path in needed) and _agree(last, tables)):
+        last.unlink(missing_ok=True)
+
+
+def _agree(manifest: Path, tables: Mapping[str, Path]) -> bool:
+    """Say whether tables are as the manifest that was written behind them says."""
+    if not manifest.exists():
+        return False
+    digests = json.loads(manifest.read_text(encoding="utf-8"))["digests"]
+    return all(p.exists() and sha256_of(p) == digests[name] for name, p in tables.items())
 
 
 def finished(work: WorkTree, plan: dict) -> Iterator[tuple[str, str, str]]:

@@ -29,7 +29,7 @@ class Stage:
 
 STAGES = {
     "convert": Stage(version=2, needs=()),
-    "curate": Stage(version=1, needs=("convert",)),
+    "curate": Stage(version=2, needs=("convert",)),
     "deface": Stage(version=1, needs=("convert", "curate")),
     "register": Stage(version=1, needs=("deface",)),
     "package-native": Stage(version=1, needs=("deface",)),

@@ -32,6 +32,9 @@ NUMBERS = ("integer", "number", "numbers")
 #: Rows that are checked at a time.
 CHUNK_ROWS = 10_000
 
+#: How bytes that are no UTF-8 are read and written: the twin of the ledger names paths as they are.
+BYTES = "surrogateescape"
+
 #: What joins the several values of a column of codes or tokens.
 JOINT = "\\"
 
@@ -230,7 +233,7 @@ def bad_cells(
 
 def read_table(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a CSV, every value as text."""
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8", newline="", errors=BYTES) as file:
         yield from csv.DictReader(file)
 
 
@@ -303,7 +306,7 @@ def appearing_whole(path: Path, private: bool = False) -> Iterator[TextIO]:
     # one name only: what a killed run left in a release is taken away by the next
     part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("w", encoding="utf-8", newline="") as file:
+        with part.open("w", encoding="utf-8", newline="", errors=BYTES) as file:
             if private:
                 part.chmod(0o600)
             yield file

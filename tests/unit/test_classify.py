@@ -389,7 +389,19 @@ def test_a_file_of_headers_becomes_a_table_with_a_row_per_series(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"id": "a"}', '{"id": "a", "sidecar": []}', "null"])
+def test_a_sidecar_of_null_says_nothing_and_a_byte_order_mark_is_no_letter(tmp_path):
+    headers, out = tmp_path / "in.jsonl", tmp_path / "out.csv"
+    headers.write_text('\ufeff{"id": "a", "sidecar": null}\r\n', encoding="utf-8")
+    assert classify_file(headers, out, RULES) == 1
+    assert out.read_text().splitlines()[1].startswith("a,UNKNOWN,")
+
+
+DEEP = '{"id": "a", "sidecar": ' + "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", '{"id": "a"}', '{"id": "a", "sidecar": []}', "null", DEEP], ids=lambda line: line[:30]
+)
 def test_a_bad_line_is_named_and_nothing_is_left_behind(tmp_path, line):
     headers, out = tmp_path / "in.jsonl", tmp_path / "out.csv"
     headers.write_text('{"id": "a", "sidecar": {}}\n' + line + "\n")

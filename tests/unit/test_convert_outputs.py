@@ -31,6 +31,12 @@ def of_type(*words):
     return {"ImageType": ["ORIGINAL", "PRIMARY", *words]}
 
 
+@pytest.mark.parametrize("word", ["ORIGINAL", "PRIMARY", "FID"])
+def test_an_image_type_of_one_word_is_not_read_letter_by_letter(tmp_path, word):
+    outcome, _ = convert(tmp_path, planned(write_series(tmp_path / "in", ImageType=word)))
+    assert account(outcome) == [(*ACCEPTED, "magnitude", "", 8, 8, [])]
+
+
 def test_of_three_echoes_the_shortest_goes_on_with_its_own_header(tmp_path):
     echoes = [{"EchoTime": te, "EchoNumbers": n} for n, te in enumerate((80, 20, 50), start=1)]
     parts = write_parts(tmp_path / "in", echoes)

@@ -99,6 +99,7 @@ def test_empty_rows_and_a_row_said_twice_do_no_harm(write):
         ([("A1", "", "2020-01-31")], "line 2: Anon Patient ID is not 1 to 64"),
         ([("A1", "x" * 65, "2020-01-31")], "line 2: Anon Patient ID is not 1 to 64"),
         ([("A1", "Müller", "2020-01-31")], "line 2: Anon Patient ID is not 1 to 64"),
+        ([("A1", "-17", "2020-01-31")], "line 2: Anon Patient ID is not 1 to 64"),
         ([("A1", "a2", "2020-01-31"), ("A2", "Y", "2020-01-31")], "line 2: Anon Patient ID is the"),
         ([("1.23457E+15", "X", "2020-01-31")], "line 2: Accession is a number"),
     ],
@@ -220,6 +221,19 @@ def test_a_nifti_study_goes_by_its_id_alone_or_behind_the_patients(write, key, p
 def test_without_either_column_nobody_could_opt_out(write):
     with pytest.raises(PlanError, match="neither a column PatientID nor AccessionNumber"):
         read_opt_out(write(("Patient ID",), ("P1",)), "dicom")
+
+
+def test_an_opt_out_in_a_column_of_another_name_is_no_opt_out(write):
+    with pytest.raises(PlanError, match="line 3: neither PatientID nor AccessionNumber") as error:
+        read_opt_out(write(("PatientID", "Accession"), ("P1", ""), ("", "A2")), "dicom")
+    assert "A2" not in str(error.value)
+
+
+def test_an_opt_out_table_that_was_cut_to_nothing_is_refused(tmp_path):
+    (tmp_path / "out.csv").write_bytes(b"")
+    for table in (tmp_path / "out.csv", write_xlsx(tmp_path / "out.xlsx")):
+        with pytest.raises(PlanError, match="is empty"):
+            read_opt_out(table, "dicom")
 
 
 def test_rows_whose_id_no_study_has_are_named_and_near_misses_told_apart(write):

@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import pytest
 from indexed import entries_of, index, skipped, write_csv
 
@@ -123,6 +126,20 @@ def test_a_table_that_cannot_be_used_says_where(export, tmp_path, rows, message)
         index_with_table(export, tmp_path, rows)
 
 
+def test_studies_of_two_patients_are_not_one_because_of_a_slash(export, tmp_path):
+    touch(export, "a.nii.gz", "b.nii.gz")
+    rows = [table_row("a.nii.gz", "P/1", "2"), table_row("b.nii.gz", "P", "1/2")]
+    with pytest.raises(PlanError, match="studies of two patients are alike"):
+        index_with_table(export, tmp_path, rows)
+
+
+def test_a_folder_whose_name_is_no_utf_8_is_a_study_like_others(export, tmp_path):
+    touch(export, os.fsdecode(b"Kl\xfcnik/t1.nii.gz"), os.fsdecode(b"Kl\xf6nik/t1.nii.gz"))
+    found = index(export, tmp_path, "nifti")
+    assert {study.key.encode() for study in found.studies()} == {b"/Kl\\udcfcnik", b"/Kl\\udcf6nik"}
+    assert {Path(e["series"][0]["folder"]).is_dir() for e in entries_of(found).values()} == {True}
+
+
 def test_a_table_in_another_encoding_is_refused(export, tmp_path):
     touch(export, "a.nii.gz")
     table = tmp_path / "series.csv"
@@ -132,6 +149,11 @@ def test_a_table_in_another_encoding_is_refused(export, tmp_path):
 
 
 # ------------------------------------------------------------------ a release
+
+
+def write_splits(export, **split_of):
+    rows = [{"patient_uid": "P", "study_uid": uid, "split": s} for uid, s in split_of.items()]
+    write_csv(export / "splits.csv", [{"batch_id": "batch00", **row} for row in rows])
 
 
 @pytest.fixture
@@ -146,21 +168,49 @@ def release(export):
     write_csv(export / "metadata" / "batch00_metadata.csv", rows)
     rows = metadata("CCC", "P", "t1w-raw-sag")
     write_csv(export / "metadata" / "batch03_metadata.csv", rows)
-    splits = [{"batch_id": "batch00", "patient_uid": "P", "study_uid": "AAA", "split": "val"}]
-    write_csv(export / "splits.csv", splits)
+    write_splits(export, AAA="val", CCC="val")
     return export
 
 
 def test_a_release_keeps_its_uids_splits_and_batches(release, tmp_path):
     found = index(release, tmp_path, "release")
     studies = {s.study_uid: (s.patient_uid, s.split, s.batch) for s in found.studies()}
-    assert studies == {"AAA": ("P", "val", "batch00"), "CCC": ("P", "", "batch03")}
-    assert found.warnings["study_without_split"] == 1
+    assert studies == {"AAA": ("P", "val", "batch00"), "CCC": ("P", "val", "batch03")}
     assert skipped(found) == [
         ("AAA.txt", "not_a_study"),
         ("BBB", "missing_archive"),
         ("DDD.zip", "no_metadata"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("split_of", "said"),
+    [
+        ({"AAA": "val"}, "study CCC of .*: a split is missing"),
+        ({"AAA": "val", "CCC": "holdout"}, "study CCC of .*: a split is not accepted"),
+    ],
+)
+def test_a_split_that_no_table_could_name_is_refused_before_work_begins(
+    release, tmp_path, split_of, said
+):
+    write_splits(release, **split_of)
+    with pytest.raises(PlanError, match=said):
+        index(release, tmp_path, "release")
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("P,CCC,t1w-raw-sag", "two patients, or one series twice"),
+        ("Q,CCC,t2w-raw-axi", "two patients, or one series twice"),
+        ("P,CCC,../t1w", "a series_id is not accepted"),
+    ],
+)
+def test_a_release_with_a_row_that_cannot_be_is_refused(release, tmp_path, row, said):
+    with (release / "metadata" / "batch03_metadata.csv").open("a") as table:
+        table.write(f"{row}\n")
+    with pytest.raises(PlanError, match=f"study CCC of .*{said}"):
+        index(release, tmp_path, "release")
 
 
 def test_a_study_of_a_release_has_its_rows_and_its_archive(release, tmp_path):

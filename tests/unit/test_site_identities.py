@@ -142,6 +142,8 @@ def test_a_planned_study_that_drops_out_of_the_mapping_keeps_its_names(site):
     summary = make_plan(mapped(site, *GOOD[:2], unmapped="reject"))
     assert entries(site)["1.3"] == {**before, "reject": "not_in_mapping"}
     assert summary.warnings == {"not_in_mapping": 1}
+    with pytest.raises(PlanError, match="line 4: the study is planned under another"):
+        make_plan(mapped(site, *GOOD[:2], "A3,ANON_9,2018-06-07", unmapped="reject"))
 
 
 def test_studies_that_stay_out_anyway_need_no_row(site):
@@ -188,6 +190,14 @@ def test_the_accession_number_of_a_study_is_no_public_name(site):
     add_study(site, "5", "P5", "B1")
     with pytest.raises(PlanError, match=r"line 5: Anon Patient ID is a PatientID or"):
         make_plan(mapped(site, *rows, unmapped="reject"))
+
+
+def test_the_id_of_a_patient_who_left_the_export_is_no_public_name(site):
+    make_plan(mapped(site, *GOOD))
+    shutil.rmtree(site / "export" / "3")
+    add_study(site, "4", "P4", "A4")
+    with pytest.raises(PlanError, match="line 5: Anon Patient ID is a PatientID or"):
+        make_plan(mapped(site, *GOOD, "A4,p2,2018-06-08"))
 
 
 def test_patient_ids_of_two_issuers_may_have_one_or_two_public_names(site):
@@ -274,8 +284,9 @@ def test_an_opt_out_changes_the_plan_of_its_shards_and_of_no_other(site):
     changed = {shard for shard, digest in digests(site).items() if digest != before[shard]}
     assert len(changed) == 2
     assert rejects(site) == {"1.1": "excluded", "1.2": "excluded", "1.3": ""}
-    make_plan(settings(site))
+    summary = make_plan(settings(site))
     assert digests(site) == before
+    assert summary.warnings == {"readmitted": 2}
 
 
 def test_an_opt_out_reaches_studies_that_have_left_the_export(site):
@@ -288,6 +299,26 @@ def test_an_opt_out_reaches_studies_that_have_left_the_export(site):
     assert summary.warnings == {"excluded": 2}
     make_plan(opted_out(site, "P2,"))  # it stays out: nothing is left that could be released anew
     assert rejects(site) == {"1.1": "excluded", "1.2": "", "1.3": "excluded"}
+
+
+def test_an_opt_out_that_a_spreadsheet_has_damaged_is_told_from_one_of_a_stranger(site):
+    add_study(site, "4", "007", "A4")
+    summary = make_plan(opted_out(site, "7,", "P9,"))
+    assert summary.warnings == {"opt_out_unmatched": 2, "opt_out_nearly": 1}
+
+
+def test_an_opt_out_holds_when_the_hospital_gives_its_patient_another_id(site):
+    make_plan(opted_out(site, "P2,"))
+    shutil.rmtree(site / "export" / "3")
+    add_study(site, "3", "P2-joined", "A3-joined")
+    for _ in range(2):
+        summary = make_plan(opted_out(site, "P2,"))
+        assert rejects(site) == {"1.1": "", "1.2": "", "1.3": "excluded"}
+        assert summary.warnings == {"excluded": 1}
+    make_plan(settings(site))
+    key = Pseudonyms(load_key(site / "pseudonym.key"))
+    assert entries(site)["1.3"]["reject"] == ""
+    assert entries(site)["1.3"]["patient_uid"] == key.patient_uid("", "P2-joined")
 
 
 def test_an_opt_out_holds_in_a_nifti_export(site):

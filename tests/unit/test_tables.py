@@ -20,8 +20,10 @@ from mrmill.tables import (
     bad_cells,
     cell,
     load_table,
+    read_table,
     validated,
     write_checked,
+    write_table,
 )
 
 DATA = Path(os.environ.get("MRMILL_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -145,6 +147,13 @@ def test_a_bad_cell_stops_the_table_and_is_not_repeated(tmp_path, monkeypatch, b
     assert list(tmp_path.iterdir()) == []
     write_checked(path, fields, [GOOD] * 5)
     assert path.read_text().splitlines() == [",".join(GOOD), *["S1,t1w-raw-axi,GE,False"] * 5]
+
+
+def test_a_path_that_is_no_utf_8_stands_in_the_twin_byte_for_byte(tmp_path):
+    folder = os.fsdecode(b"Kl\xfcnik")
+    write_table(tmp_path / "twin.csv", ["folder"], [{"folder": folder}])
+    assert (tmp_path / "twin.csv").read_bytes() == b"folder\nKl\xfcnik\n"
+    assert list(read_table(tmp_path / "twin.csv")) == [{"folder": folder}]
 
 
 def random_cell(column, chance):

@@ -155,15 +155,15 @@ def checked(config):
         ("file,patient_id,study_id\na.nii.gz,1,1\n", "has no column path"),
         (
             "path,patient_id,study_id,modality\na.nii.gz,1,1,t1\n",
-            "line 2: modality 't1', accepted T1w",
+            "line 2: modality is none of those accepted: T1w",
         ),
         (
             "path,patient_id,study_id,PatientAge\na.nii.gz,1,1,forty\n",
-            "PatientAge 'forty', accepted 45",
+            "line 2: PatientAge is no age, as 45",
         ),
         (
             "path,patient_id,study_id,body_part\na.nii.gz,1,1,Head\n",
-            "line 2: body_part 'head', accepted brain, spine, other, unknown",
+            "line 2: body_part is none of those accepted: brain, spine, other, unknown",
         ),
     ],
 )

@@ -186,6 +186,8 @@ def read_instance(path: Path) -> Instance:
 
 def _instance(path: Path, header: "Dataset") -> Instance:
     image_type = header.get("ImageType") or ()
+    if isinstance(image_type, str):  # a single value, against the standard
+        image_type = (image_type,)
     slopes = ("RescaleSlope", "RescaleIntercept", PHILIPS_SCALE_SLOPE)
     return Instance(
         path,

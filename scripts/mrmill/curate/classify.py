@@ -178,6 +178,8 @@ def classify_file(headers: Path, out: Path, rules: Rules) -> int:
 def read_headers(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield identifier and header record of every line of a file of sidecars.
 
+    A sidecar of null is one that says nothing.
+
     Raises
     ------
     UserError
@@ -185,7 +187,7 @@ def read_headers(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     columns = load_columns()
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:  # Windows tools write a mark
             for number, line in enumerate(file, 1):
                 if line.strip():
                     identifier, sidecar = _record(line, f"{path}, line {number}")
@@ -197,9 +199,9 @@ def read_headers(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _record(line: str, where: str) -> tuple[str, Mapping[str, Any]]:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: no JSON ({error})") from None
     match record:
-        case {"id": str() | int() as identifier, "sidecar": dict() as sidecar}:
-            return str(identifier), sidecar
+        case {"id": str() | int() as identifier, "sidecar": dict() | None as sidecar}:
+            return str(identifier), sidecar or {}
     raise UserError(f"{where}: expected an object with `id` and `sidecar`")

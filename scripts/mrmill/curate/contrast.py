@@ -202,8 +202,8 @@ def _protocol(series: Mapping[str, Any]) -> tuple | None:
 
 def _tag(header: Mapping[str, Any], table: ContrastTable) -> str:
     """Return the column of the tag that names an agent in the blood."""
-    route = folded(header.get("ContrastBolusRoute") or "")
-    if header.get("ContrastBolusVolume") == 0 or table.other_routes.search(route):
+    told = folded(" ".join(header.get(name) or "" for name in ("ContrastBolusRoute", *table.tags)))
+    if header.get("ContrastBolusVolume") == 0 or table.other_routes.search(told):
         return ""
     return next((name for name in table.tags if table.is_agent(header.get(name) or "")), "")
 

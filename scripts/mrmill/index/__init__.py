@@ -252,7 +252,8 @@ def read_rows(path: Path, name: str, needed: Sequence[str]) -> Iterator[tuple[st
     Raises
     ------
     PlanError
-        If it cannot be read, lacks a column, or a row has more cells than there are columns.
+        If it cannot be read, is empty or lacks a column, or a row has more cells than there are
+        columns.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -264,6 +265,8 @@ def read_rows(path: Path, name: str, needed: Sequence[str]) -> Iterator[tuple[st
                     f"{name} {path} has no column {', '.join(missing)}.\n"
                     f"  Accepted: a CSV (commas, UTF-8) with {', '.join(needed)}"
                 )
+            if not columns:  # a copy that failed
+                raise PlanError(f"{name} {path} is empty, without so much as names of columns")
             for row in reader:
                 where = f"{name} {path}, line {reader.line_num}"
                 if None in row:

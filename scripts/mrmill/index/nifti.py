@@ -82,6 +82,11 @@ class NiftiIndex(Index):
         patient, study = row.get("patient_id", ""), row["study_id"]
         key = f"{patient}/{study}"  # `baseline` is another study for each patient
         found = self._studies.setdefault(key, FoundStudy(key, patient))
+        if found.patient_id != patient:
+            raise PlanError(
+                "input.series_table: studies of two patients are alike once patient_id and "
+                "study_id are joined by a slash (a/b and c, a and b/c): take the slashes out"
+            )
         found.study_date = found.study_date or row.get("StudyDate", "")
         found.n_series += 1
         found.n_files += 1
@@ -150,6 +155,7 @@ def default_place(path: str) -> dict[str, str]:
     >>> default_place("case7/t1.nii.gz")
     {'study_id': 'case7'}
     """
+    path = path.encode(errors="backslashreplace").decode()  # bytes that are no UTF-8
     subject, session = SUBJECT.search(path), SESSION.search(path)
     if subject is None:
         return {"study_id": PurePosixPath(path).parent.as_posix()}

@@ -190,6 +190,7 @@ class Parts:
         table = table.replace_schema_metadata({b"folders": json.dumps(digests).encode()})
         scratch = self._path(self._count).with_suffix(".writing")
         with scratch.open("wb") as file:
+            scratch.chmod(0o600)
             pq.write_table(table, file, compression="zstd", row_group_size=PART_ROWS)
             file.flush()
             os.fsync(file.fileno())

@@ -2,12 +2,13 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mrmill.index import FoundStudy, Index, PlanError, Shard, Skip, read_rows
 from mrmill.records import digest
+from mrmill.tables import load_table
 
 BATCH = re.compile(r"batch\d{2,}")
 STUDY = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
@@ -16,12 +17,18 @@ STUDY = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 class ReleaseIndex(Index):
     """Studies of a release: `mri/<batch>/<study_uid>.zip`, or unpacked `<study_uid>/`.
 
-    A study needs rows in `metadata/<batch>_metadata.csv`; its split stands in `splits.csv`.
+    A study needs rows in `metadata/<batch>_metadata.csv` and a split in `splits.csv`.
 
     Parameters
     ----------
     root : Path
         Folder of the native repository.
+
+    Raises
+    ------
+    PlanError
+        If a table is missing or contradicts itself, or a study's names or split are none that a
+        release may have.
     """
 
     accepted = "mri/batchNN/<study_uid>.zip (or unpacked) with metadata/batchNN_metadata.csv"
@@ -59,17 +66,37 @@ class ReleaseIndex(Index):
         return studies
 
     def _study(self, uid: str, batch: str, rows: list[dict[str, str]]) -> FoundStudy:
+        series, (patient, *others) = (
+            {row[name] for row in rows} for name in ("series_id", "patient_uid")
+        )
+        if others or len(series) < len(rows):
+            raise PlanError(
+                f"study {uid} of {self.root}: {batch}_metadata.csv gives it two patients, or one "
+                "series twice"
+            )
         split = self._splits.get(uid, "")
-        self.warnings["study_without_split"] += not split
+        names = [("study_uid", uid), ("patient_uid", patient), ("split", split)]
+        self._refuse_names(uid, [*names, *(("series_id", name) for name in series)])
         return FoundStudy(
             uid,
             n_series=len(rows),
             n_files=1,
             study_uid=uid,
-            patient_uid=rows[0]["patient_uid"],
+            patient_uid=patient,
             split=split,
             batch=batch,
         )
+
+    def _refuse_names(self, uid: str, names: Iterable[tuple[str, str]]) -> None:
+        """Stop at a name that no table of a release could hold."""
+        columns = {field.name: field for field in (*load_table("ledger"), *load_table("splits"))}
+        for column, name in names:
+            if not name or not columns[column].accepts(name):
+                found = "not accepted" if name else "missing in the release's tables"
+                raise PlanError(
+                    f"study {uid} of {self.root}: a {column} is {found}.\n"
+                    f"  Accepted: {columns[column].accepted}"
+                )
 
     def _archives(self, folder: Path) -> dict[str, Path]:
         """Return zip or folder of each study; a zip, which is whole, goes before a folder."""

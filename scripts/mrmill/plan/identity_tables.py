@@ -25,7 +25,7 @@ ACCESSION, PATIENT, DATE = "Accession", "Anon Patient ID", "Anonymized Study Dat
 OPT_OUT_COLUMNS = ("PatientID", "AccessionNumber")
 
 #: What is safe in a table, in a shell and in the name of a file.
-SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 ROUNDED = "{} is a number that a spreadsheet has rounded: write the column as text"
 
@@ -165,7 +165,10 @@ def read_mapping(path: Path, kind: str) -> SiteMapping:
         if is_rounded(accession):
             problems.append(f"{line}: {ROUNDED.format(ACCESSION)}")
         if not SAFE_ID.fullmatch(patient):
-            problems.append(f"{line}: {PATIENT} is not 1 to 64 of A-Z, a-z, 0-9, _ and -")
+            problems.append(
+                f"{line}: {PATIENT} is not 1 to 64 of A-Z, a-z, 0-9, _ and -, "
+                "the first a letter or digit"
+            )
         before = rows.setdefault(accession, names)
         if (before.patient_uid, before.anon_study_date) != (patient, names.anon_study_date):
             problems.append(f"{line}: {before.line} says something else of the same {ACCESSION}")
@@ -191,7 +194,7 @@ def read_opt_out(path: Path, kind: str) -> OptOut:
     ------
     PlanError
         If the input is a release, the table cannot be read or has neither column, or (naming
-        the lines) ids are damaged.
+        the lines) ids are damaged or a row that says something has none.
     """
     _refuse_release(kind, OPT_OUT)
     problems = []
@@ -208,6 +211,8 @@ def read_opt_out(path: Path, kind: str) -> OptOut:
         ]
         if any(ids.values()):
             rows.append(OptOutRow(line, *ids.values()))
+        else:  # its id may stand in a column of another name
+            problems.append(f"{line}: neither {' nor '.join(OPT_OUT_COLUMNS)}")
     refuse(f"{OPT_OUT} {path}", problems)
     return OptOut(tuple(rows))
 

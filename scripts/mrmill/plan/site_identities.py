@@ -31,22 +31,39 @@ def exclude(
 ) -> tuple[list[FoundStudy], Known]:
     """Reject the studies of an opt-out table, also those that are no longer in the export.
 
+    A study that comes under another id (hospitals join patients) is still the one that was planned:
+    it is held against the table under both, and keeps the id that keeps it out.
+
     Parameters
     ----------
     known : dict
         StudyInstanceUID -> study, as planned so far.
     warnings : Counter
-        Gets `excluded` (studies) and `opt_out_unmatched` (rows of the table).
+        Gets `excluded` and `readmitted` (studies), and of the table's rows `opt_out_unmatched` and,
+        among these, `opt_out_nearly`.
 
     Returns
     -------
     found, known
         With `reject` where it applies; of `known` only what is not found again.
     """
-    vanished = as_found(known, {study.key for study in found})
+    planned = {study.key: study for study in as_found(known)}
+    found = [
+        _as_planned(study, planned[study.key])
+        if study.key in planned and not opt_out.covers(study) and opt_out.covers(planned[study.key])
+        else study
+        for study in found
+    ]
+    vanished = [planned[key] for key in planned.keys() - {study.key for study in found}]
     out = {study.key for study in (*found, *vanished) if opt_out.covers(study)}
+    unmatched = opt_out.unmatched((*found, *vanished))
     warnings[EXCLUDED] = len(out)
-    warnings["opt_out_unmatched"] = len(opt_out.unmatched((*found, *vanished)))
+    warnings["opt_out_unmatched"] = len(unmatched)
+    warnings["opt_out_nearly"] = sum(unmatched.values())
+    warnings["readmitted"] = sum(
+        study.key in known and known[study.key].reject == EXCLUDED and study.key not in out
+        for study in found
+    )
     excluded = {
         study.key: replace(known[study.key], reject=EXCLUDED)
         for study in vanished
@@ -55,12 +72,20 @@ def exclude(
     return _rejected(found, out, EXCLUDED), known | excluded
 
 
-def as_found(known: Known, but: set[str] = frozenset()) -> list[FoundStudy]:
-    """Return planned studies as if they were found now, without those of some keys."""
+def _as_planned(study: FoundStudy, before: FoundStudy) -> FoundStudy:
+    return replace(
+        study,
+        patient_id=before.patient_id,
+        issuer=before.issuer,
+        accession_number=before.accession_number,
+    )
+
+
+def as_found(known: Known) -> list[FoundStudy]:
+    """Return planned studies as if they were found now."""
     return [
         FoundStudy(key, study.PatientID, study.IssuerOfPatientID, study.AccessionNumber)
         for key, study in known.items()
-        if key not in but
     ]
 
 
@@ -114,7 +139,7 @@ def site_names(mapping: SiteMapping, found: list[FoundStudy], known: Known) -> d
     """
     named = [(study, names) for study in found if (names := mapping.of(study)) is not None]
     problems = [
-        *_true_ids(named, found),
+        *_true_ids(named, [*found, *as_found(known)]),
         *_true_dates(named),
         *_renamed(named, known),
         *_mixed_up(named, known),
@@ -126,9 +151,9 @@ def site_names(mapping: SiteMapping, found: list[FoundStudy], known: Known) -> d
 Named = list[tuple[FoundStudy, SiteNames]]
 
 
-def _true_ids(named: Named, found: list[FoundStudy]) -> Iterator[str]:
+def _true_ids(named: Named, studies: list[FoundStudy]) -> Iterator[str]:
     """Find public names that are numbers of the hospital."""
-    true = {name.casefold() for study in found for name in (study.patient_id, *accessions(study))}
+    true = {name.casefold() for study in studies for name in (study.patient_id, *accessions(study))}
     for _, names in named:
         if names.patient_uid.casefold() in true:
             yield f"{names.line}: {PATIENT} is a PatientID or AccessionNumber of the export"
@@ -151,7 +176,8 @@ def _renamed(named: Named, known: Known) -> Iterator[str]:
     """Find studies that are planned, and may be published, under another patient."""
     for study, names in named:
         old = known.get(study.key)
-        if old and not old.reject and old.patient_uid != names.patient_uid:
+        was_named = old and (not old.reject or old.anon_study_date)  # a rejected one for now only
+        if was_named and old.patient_uid != names.patient_uid:
             yield (
                 f"{names.line}: the study is planned under another {PATIENT}, and names stay; "
                 "put that one back, or plan in a new `work`"

@@ -94,6 +94,8 @@ def _xlsx_rows(
             f"{name} {path} has no column {', '.join(missing)}.\n"
             f"  Accepted: an XLSX whose first row names {', '.join(needed)}"
         )
+    if not columns:
+        raise PlanError(f"{name} {path} is empty, without so much as names of columns")
     for line, cells in rows:
         yield f"line {line}", dict(zip(columns, cells, strict=False))
 

@@ -11,6 +11,10 @@ WARNINGS = {
     "excluded": "studies are left out because identity.opt_out names them",
     "opt_out_unmatched": "rows of identity.opt_out match no study: a mistyped id leaves its "
     "patient in; `mrmill check` names their lines",
+    "opt_out_nearly": "of these rows match a study but for leading zeros or case, and keep nobody "
+    "out as they are: mend them before anything is released",
+    "readmitted": "studies were left out as opted out and come back, as identity.opt_out no longer "
+    "names them: is it the right table?",
     "not_in_mapping": "studies are left out because identity.mapping has no row for them: "
     "plan/not_in_mapping.csv in the work tree lists them",
     "patient_changed": "studies have another patient than when they were planned and keep the "
@@ -21,7 +25,6 @@ WARNINGS = {
     "studies only and are taken for two: complete IssuerOfPatientID",
     "study_id_of_two_patients": "study ids stand for several patients in input.series_table: "
     "each patient has a study of that name",
-    "study_without_split": "studies of the release have no row in splits.csv and no split",
     "merged_accession": "studies were put together from several StudyInstanceUIDs with one "
     "AccessionNumber, patient and day: plan/merges.csv lists them; "
     "input.one_study_per_accession: false keeps them apart",
