@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from rich.progress import Progress, SpinnerColumn, TaskID
 from mrmill.config import ROOT, Config, ConfigError
 from mrmill.layout import CATALOG_PARTS, ReleaseTree, WorkTree
 from mrmill.lease import Lease
-from mrmill.records import Journal
+from mrmill.ledger import stages_of
+from mrmill.records import Journal, sha256_of
 from mrmill.shards import is_whole
 from mrmill.workflow_files import read_plan
 

@@ -201,6 +201,11 @@ def test_a_date_that_the_site_gave_is_written_as_it_is():
     assert entry["row"]["anon_study_date"] == "2001-02-03"
 
 
+def test_a_date_that_the_site_gave_and_that_is_the_true_one_is_not_written():
+    entry = only(curated(series(StudyDate="2001-02-03"), plan={"anon_study_date": "2001-02-03"}))
+    assert entry["row"]["anon_study_date"] == ""
+
+
 def test_a_child_is_old_enough_on_the_thirteenth_birthday():
     born = {"Patient'sAge": None, "Patient'sBirthDate": "2011-01-31"}
     assert only(curated(series(**born, StudyDate="2024-01-31")))["state"] == "accepted"

@@ -71,29 +71,75 @@ def test_a_lost_journal_drops_its_manifest(config, work):
     assert left(work) == {"package-native"}
 
 
-@pytest.mark.parametrize(
-    "lost",
-    [
-        (lambda _, release: release.metadata("batch00"), lambda _, release: release.ledger),
-        (lambda work, _: work.part("batch00", "ledger.csv"), lambda work, _: work.ledger),
-    ],
-)
-def test_a_lost_table_is_written_again(config, work, lost):
+@pytest.fixture
+def tables(config, work):
+    """The tables of a finished run by name, with their manifests and those of all stages."""
     release = ReleaseTree(config.release, "MY-MRI")
-    tables = [release.metadata("batch00"), release.splits, release.ledger, release.card]
-    parts = [work.part("batch00", name) for name in CATALOG_PARTS]
-    for path in (*tables, *parts, release.checksums("native"), work.ledger):
+    tables = {name: work.part("batch00", name) for name in CATALOG_PARTS}
+    tables |= {"metadata": release.metadata("batch00"), "twin": work.ledger}
+    last = (release.splits, release.ledger, release.card, release.checksums("native"))
+    tables |= {str(path.relative_to(release.root)): path for path in last}
+    for path in tables.values():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
-    manifests = [work.root / "batch00" / "catalog.json", work.root / "catalog.json"]
-    for path in manifests:
-        path.write_text("{}")
+    for stage in stages_of(config.spaces):
+        if stage not in left(work):
+            records = [Record(uid, "key", Outcome(), {}, {"wall_s": 1.0}) for uid in ("A", "B")]
+            for record in records:
+                journal(work, stage).write(record)
+            write_json(work.manifest("batch00", stage, "shard0000"), manifest_of(records))
+    digests = {name: sha256_of(path) for name, path in tables.items()}
+    digests["splits"] = digests["splits.csv"]
+    for path in (work.catalog("batch00"), work.root / "catalog.json"):
+        write_json(path, {"digests": digests})
+    return tables
+
+
+def cataloged(work):
+    """Whether the tables of the batch and those of the release still count as written."""
+    return [path.exists() for path in (work.catalog("batch00"), work.root / "catalog.json")]
+
+
+def test_tables_that_are_as_they_were_written_stay(config, work, tables):
     drop_hollow_manifests(config)
-    assert [path.exists() for path in manifests] == [True, True]
-    lost[0](work, release).unlink()
-    lost[1](work, release).unlink()
+    assert cataloged(work) == [True, True]
+
+
+@pytest.mark.parametrize("name", [*CATALOG_PARTS, "metadata"])
+def test_without_a_table_of_a_batch_those_of_the_release_are_written_again_too(
+    config, work, tables, name
+):
+    tables[name].unlink()
     drop_hollow_manifests(config)
-    assert [path.exists() for path in manifests] == [False, False]
+    assert cataloged(work) == [False, False]
+
+
+@pytest.mark.parametrize("name", ["twin", "MY-MRI/ledger.csv", "MY-MRI/README.md"])
+def test_a_lost_table_of_the_release_is_written_again(config, work, tables, name):
+    tables[name].unlink()
+    drop_hollow_manifests(config)
+    assert cataloged(work) == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "stay"), [("metadata", [False, False]), ("MY-MRI/ledger.csv", [True, False])]
+)
+def test_a_table_that_was_changed_is_written_again(config, work, tables, name, stay):
+    tables[name].write_text("y")
+    drop_hollow_manifests(config)
+    assert cataloged(work) == stay
+
+
+def test_after_a_job_that_failed_the_tables_do_not_count_as_written(config, work, tables):
+    work.manifest("batch00", "curate", "shard0000").unlink()  # as Snakemake does
+    drop_hollow_manifests(config)
+    assert cataloged(work) == [False, False]
+
+
+def test_a_manifest_without_a_planned_study_is_dropped(config, work, tables):
+    write_json(work.manifest("batch00", "convert", "shard0000"), {"studies": {}})
+    drop_hollow_manifests(config)
+    assert "convert" not in left(work)
 
 
 def test_retry_opens_failed_studies_of_a_reason_and_their_shard(work):

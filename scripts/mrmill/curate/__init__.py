@@ -289,11 +289,15 @@ def _without_center(entries: list[Entry], accepted: list[Entry]) -> Outcome:
 
 
 def _anonymous_date(plan: Mapping[str, Any], header: Mapping[str, Any]) -> str:
-    """Return the study's date as a site gave it, or moved by the patient's offset, or nothing."""
-    if plan.get("anon_study_date"):
-        return plan["anon_study_date"]
+    """Return the study's date as a site gave it, or moved by the patient's offset, or nothing.
+
+    A site's date that is the true one is nothing: of a NIfTI image only the sidecar tells.
+    """
+    true = header.get("StudyDate") or ""
+    if given := plan.get("anon_study_date"):
+        return given if given != true else ""
     try:
-        day = date.fromisoformat(iso_date(plan["StudyDate"] or header.get("StudyDate") or ""))
+        day = date.fromisoformat(iso_date(plan["StudyDate"] or true))
         return (day + timedelta(days=plan["date_shift_days"])).isoformat()
     except (ValueError, OverflowError):
         return ""
