@@ -15,11 +15,11 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import model_validator
 
 from mrmill.errors import UserError
 from mrmill.tables import JOINT, NUMBERS, TEXTS, Field, TablesError, validated
+from mrmill.yaml_tables import read_yaml
 
 TABLE = Path(__file__).parents[2] / "config" / "header_columns.yaml"
 
@@ -32,10 +32,18 @@ SEPARATORS = {"codes": re.compile(r"[\\/_,\s]+"), "tokens": re.compile(r"[\\/]+"
 #: Elements that are never released, whatever guards them: they say who, where or when
 #: (DICOM PS3.15, Table E.1-1).
 IDENTIFYING = re.compile(
-    r"\w*(UID|Date|DateTime|Address|Comments|SerialNumber|PatientID)|Patient(Name|sName)|StudyID|"
+    r"\w*(UID|Date|DateTime|Address|Comments|SerialNumber|PatientID)|StudyID|"
+    r"Patient(?!(Age|Sex|Position|Size|Weight)$)\w+|\w*(Residence|BirthName|PatientHistory)|"
     r"\w*(Physician|Operator|Institution|Station|Telephone|OtherPatient|Accession)\w*|"
     r"\w*(Birth|Study|Series|Content|Creation|Acquisition|Start|Stop|End)Time|RequestedProcedureID"
 )
+
+#: Repetition without a limit, in an expression without its escapes and classes of signs.
+UNLIMITED = re.compile(r"[*+]|\{\d*,\}")
+ESCAPES_AND_CLASSES = re.compile(r"\\.|\[\^?\]?[^]]*\]")
+
+#: Names, a day and a number: what an expression for known words does not match.
+STRANGERS = ("Jane Doe", "DOE^JANE", "Mueller", "1961-03-12", "19610312", "1234567890")
 
 #: Expressions that are words, told one by one; of others the short ones are told as they are.
 PLAIN = re.compile(r"[\w |*+-]+")
@@ -92,6 +100,9 @@ class Column(Field):
             return "a released text that is computed needs `values` or `pattern`"
         if self.type in TEXTS and not (self.computed or self.allowed or self.rewrite):
             return "a released text needs `allowed` or `rewrite`"
+        for expression in self.allowed:
+            if _lets_anything_through(expression):
+                return f"`{expression}` is too wide: it would release names, dates or identifiers"
         return ""
 
     @cached_property
@@ -211,12 +222,11 @@ def load_columns(path: Path = TABLE) -> Columns:
     ColumnsError
         With one line per problem.
     """
+    table = read_yaml(path, ColumnsError)
+    if not (isinstance(table, dict) and isinstance(table.get("columns"), list)):
+        raise ColumnsError(f"{path.name} cannot be used: it must hold a list `columns:`")
     try:
-        rows = yaml.safe_load(path.read_text(encoding="utf-8"))["columns"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise ColumnsError(f"{path.name} cannot be read: {error}") from error
-    try:
-        return validated(rows, Column)
+        return validated(table["columns"], Column)
     except TablesError as error:
         raise ColumnsError(f"{path.name} cannot be used:\n{error}") from None
 
@@ -281,6 +291,13 @@ def iso_date(text: str) -> str:
         If it is no day of the calendar.
     """
     return datetime.strptime(text.strip().replace("-", "")[:8], "%Y%m%d").date().isoformat()
+
+
+def _lets_anything_through(expression: str) -> bool:
+    if UNLIMITED.search(ESCAPES_AND_CLASSES.sub("", expression)):
+        return True
+    allowed = re.compile(expression, re.IGNORECASE)
+    return any(map(allowed.fullmatch, STRANGERS))
 
 
 def _words(expressions: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -81,9 +81,9 @@ class Input(Block):
     series_table: ConfigPath | None = Field(
         None,
         description="CSV that replaces what headers say, in the columns SeriesNumber, modality, "
-        "PatientAge, PatientSex, StudyDate, is_derived, is_localizer, is_subtraction. Its rows are "
-        "found by SeriesInstanceUID (dicom), or by path, patient_id and study_id (nifti: then the "
-        "rows are all the series there are)",
+        "PatientAge, PatientSex, StudyDate, is_derived, is_localizer, is_subtraction, body_part, "
+        "contrast_agent. Its rows are found by SeriesInstanceUID (dicom), or by path, patient_id "
+        "and study_id (nifti: then the rows are all the series there are)",
     )
     mixed_folders: Literal["quarantine", "accept"] = Field(
         "quarantine",
@@ -434,6 +434,9 @@ def known_keys(where: Sequence[str | int]) -> list[str]:
     """Return the keys a block accepts; `where` is the path of keys down to it."""
     model: Any = Config
     for part in where:
+        if not isinstance(model, type):  # a mapping of blocks: any key, then the block
+            model = get_args(model)[1]
+            continue
         field = next(f for n, f in model.model_fields.items() if part in (n, f.alias))
         model = field.annotation
     return [field.alias or name for name, field in model.model_fields.items()]

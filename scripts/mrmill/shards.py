@@ -54,7 +54,7 @@ MACHINE_ERRORS = {
 LEASE_WAIT_S = 600.0
 
 
-class ShardFailed(RuntimeError):
+class ShardFailed(UserError):
     """Too many studies of a shard failed: a broken machine rather than bad data."""
 
 
@@ -207,7 +207,8 @@ def _finish(job: ShardJob, studies: dict[str, Study], lease: Lease) -> None:
             job.journal.append("reopen", uid)
         raise ShardFailed(
             f"{len(failed)} of {len(studies)} studies failed in {job.stage} "
-            f"({job.batch}/{job.shard}); causes are in this job's log and journal"
+            f"({job.batch}/{job.shard}); causes are in this job's log and journal; "
+            "the next run works on them again"
         )
     manifest = manifest_of(records[uid] for uid in sorted(studies))
     where = {"stage": job.stage, "batch": job.batch, "shard": job.shard}

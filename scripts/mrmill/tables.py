@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mrmill.errors import UserError
 from mrmill.reasons import reasons
 from mrmill.records import sha256_of
+from mrmill.yaml_tables import problem_lines
 
 TABLES = Path(__file__).parents[2] / "config" / "tables.yaml"
 
@@ -189,10 +190,7 @@ def validated(rows: Iterable[Mapping[str, Any]], model: type[Model]) -> tuple[Mo
         try:
             fields.append(model.model_validate(row))
         except ValidationError as error:
-            problems += [
-                f"  column {number}: {'.'.join(map(str, e['loc']))} {e['msg']}"
-                for e in error.errors()
-            ]
+            problems += problem_lines(error, f"column {number}")
     names = [field.name for field in fields]
     problems += [f"  {name}: named twice" for name in sorted({*names}) if names.count(name) > 1]
     if problems:

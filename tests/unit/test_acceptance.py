@@ -97,7 +97,7 @@ def test_a_run_changes_one_limit_and_keeps_the_others():
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"age_below_minimun": Limits(minimum=1)}, "did you mean age_below_minimum"),
+        ({"age_below_minimun": Limits(minimum=1)}, "did you mean `age_below_minimum`"),
         ({"burned_in_annotation": Limits(accepted=["YES"])}, "can be changed"),
         ({"not_mr": Limits(accepted=["CT"])}, "can be changed"),
         ({"age_below_minimum": Limits(maximum=90)}, "maximum does not apply; it has minimum"),
@@ -112,7 +112,7 @@ def test_limits_that_mean_nothing_or_let_names_in_are_refused(limits, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"value": "age_year"}, "age_year is not known; did you mean age_years"),
+        ({"value": "age_year"}, "age_year is not known; did you mean `age_years`"),
         ({"reason": "too_young"}, "too_young is not known"),
         ({"minimun": 3}, "minimun: Extra inputs"),
     ],

@@ -400,7 +400,9 @@ DEEP = '{"id": "a", "sidecar": ' + "[" * 100_000
 
 
 @pytest.mark.parametrize(
-    "line", ["{", "[]", '{"id": "a"}', '{"id": "a", "sidecar": []}', "null", DEEP], ids=lambda line: line[:30]
+    "line",
+    ["{", "[]", '{"id": "a"}', '{"id": "a", "sidecar": []}', "null", DEEP],
+    ids=lambda line: line[:30],
 )
 def test_a_bad_line_is_named_and_nothing_is_left_behind(tmp_path, line):
     headers, out = tmp_path / "in.jsonl", tmp_path / "out.csv"

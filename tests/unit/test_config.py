@@ -55,6 +55,10 @@ def test_variables_and_the_home_folder_are_expanded(tmp_path, monkeypatch):
         (ON_CPU | {"release": "work/release"}, "must not lie inside each other"),
         (ON_CPU | {"work": "export/work"}, "keep the export untouched"),
         (ON_CPU | {"identity": {"key_file": "release/key"}}, "must lie outside release"),
+        (
+            {"curate": {"limits": {"fov_out_of_range": {"minimun": 1}}}},
+            "curate.limits.fov_out_of_range.minimun: unknown key; did you mean `minimum`",
+        ),
         ({"dataset": {"name": "../x"}}, "dataset.name: String should match pattern"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 from mrmill.columns import load_columns, release_columns
 from mrmill.config import Convert, Curate
 from mrmill.curate import acquisition_plane, curate_study, load_tables
+from mrmill.curate.acceptance import AcceptanceError
 from mrmill.records import Outcome, Record
 from mrmill.shards import Study
 
@@ -204,6 +205,19 @@ def test_a_date_that_the_site_gave_is_written_as_it_is():
 def test_a_date_that_the_site_gave_and_that_is_the_true_one_is_not_written():
     entry = only(curated(series(StudyDate="2001-02-03"), plan={"anon_study_date": "2001-02-03"}))
     assert entry["row"]["anon_study_date"] == ""
+
+
+@pytest.mark.parametrize(
+    ("reason", "word", "hint"),
+    [
+        ("modality_not_accepted", "FLARE", "FLAIR"),
+        ("plane_not_accepted", "axial", "AXIAL"),
+        ("body_part_not_accepted", "brian", "brain"),
+    ],
+)
+def test_a_limit_that_nothing_can_meet_is_refused_with_the_nearest(reason, word, hint):
+    with pytest.raises(AcceptanceError, match=f"{word} is no .*{hint}"):
+        curated(series(), limits={reason: {"accepted": [word]}})
 
 
 def test_a_child_is_old_enough_on_the_thirteenth_birthday():

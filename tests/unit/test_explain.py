@@ -197,7 +197,7 @@ def test_rules_are_folded_to_the_last_ones_unless_all_are_asked_for(finished):
     n_missed = len(finished.tell("S1").series[0].rules) - 1
     few, many = finished.text("S1/AAAA"), finished.text("S1/AAAA", every_rule=True)
     assert few.count("\n  no   ") == LAST_RULES < n_missed == many.count("\n  no   ")
-    assert f"... {n_missed - LAST_RULES} before these: --all" in few
+    assert f"... and {n_missed - LAST_RULES} more: --all" in few
 
 
 def test_the_criteria_end_with_the_one_that_a_series_does_not_meet(finished):

@@ -233,7 +233,7 @@ def test_no_name_date_or_identifier_comes_out_of_any_column():
 
 
 def test_a_text_longer_than_64_characters_is_not_released():
-    column = Column(name="x", description="", type="tokens", release=True, allowed=["a+"])
+    column = Column(name="x", description="", type="tokens", release=True, allowed=["a{1,99}"])
     assert column.released("a" * 64 + "\\" + "a" * 65) == "a" * 64
 
 
@@ -364,6 +364,8 @@ GUARDED = {"name": "x", "description": "", "type": "text", "release": True, "all
         *("AcquisitionTime", "AcquisitionDateTime", "InstitutionName", "StationName", "StudyID"),
         *("DeviceSerialNumber", "OperatorsName", "ReferringPhysicianName", "ImageComments"),
         *("PerformedStationAETitle", "ContrastBolusStartTime", "InstanceCreationTime"),
+        *("PatientBirthName", "PatientMotherBirthName", "PatientReligiousPreference"),
+        *("AdditionalPatientHistory", "CountryOfResidence"),
     ],
 )
 @pytest.mark.parametrize("place", ["dicom", "bids"])
@@ -386,6 +388,10 @@ def test_a_site_can_release_a_description_by_its_own_words():
         (
             {"type": "text", "release": True, "computed": True, "source": "curate"},
             "needs `values` or `pattern`",
+        ),
+        *(
+            ({"type": "text", "release": True, "allowed": ["T1", wide]}, "too wide")
+            for wide in (".*", "t1.+", r"\w{3,}", ".{0,60}", "[a-z]{1,20}", "[0-9]{8}")
         ),
         ({"type": "number", "release": True, "minimum": 0}, "needs `minimum` and `maximum`"),
         ({"type": "date", "release": True}, "never released"),

@@ -65,6 +65,17 @@ def test_studies_that_share_a_folder_with_another_patient_are_quarantined(export
     assert len(entries_of(found)["1.2"]["series"]) == 1  # in the ledger with its reason
 
 
+def test_where_a_patient_is_in_doubt_is_listed_file_by_folder(export, tmp_path):
+    write_mixed(export)
+    found = index(export, tmp_path)
+    found.studies()
+    listed = list(found.mixed())
+    assert {row.StudyInstanceUID for row in listed} == {"1.1", "1.2"}
+    for row in listed:
+        assert row.n_files > 0
+        assert (export / row.folder).is_dir()
+
+
 def test_a_flat_export_can_be_accepted_as_it_is(export, tmp_path):
     write_mixed(export)
     found = index(export, tmp_path, mixed_folders="accept")

@@ -5,7 +5,8 @@ import pytest
 from mrmill.config import checked
 from mrmill.layout import CATALOG_PARTS, ReleaseTree, WorkTree
 from mrmill.lease import Lease, LeaseTaken
-from mrmill.records import Journal, Outcome, Record, manifest_of, write_json
+from mrmill.ledger import stages_of
+from mrmill.records import Journal, Outcome, Record, manifest_of, sha256_of, write_json
 from mrmill.run import alone, drop_hollow_manifests, reopen_failed
 
 

@@ -120,7 +120,7 @@ def test_the_ledger_s_schema_has_the_ledger_s_columns():
 
 def test_a_schema_with_an_unknown_key_or_a_column_twice_is_refused():
     row = {"name": "x", "description": "", "type": "text"}
-    with pytest.raises(TablesError, match=r"column 2: patern Extra inputs[\s\S]*x: named twice"):
+    with pytest.raises(TablesError, match=r"column 2.patern: Extra inputs[\s\S]*x: named twice"):
         validated([row, {**row, "patern": "a"}, row], Field)
 
 

@@ -218,6 +218,12 @@ def test_a_lost_member_and_an_orphan_row_are_both_named(release):
         (lambda r: r.splits, "train", "dev", "cell"),
         (lambda r: r.splits, "train", "test", "patient_split"),
         (lambda r: r.splits, f"P1,{UID}", f"P2,{UID}", "patient_differs"),
+        (
+            lambda r: r.metadata("batch00"),
+            f"P1,{UID},{CENTER}",
+            f"P2,{UID},{CENTER}",
+            "patient_differs",
+        ),
         (lambda r: r.splits, UID, OTHER, "split_count"),
         (lambda r: r.metadata("batch00"), "True", "False", "center_count"),
         (lambda r: r.metadata("batch00"), T2, CENTER, "row_twice"),

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from mrmill.columns import Columns, iso_date, load_columns
 from mrmill.config import Curate
@@ -19,7 +19,7 @@ from mrmill.curate.acceptance import VALUES, Criteria, accept, load_criteria
 from mrmill.curate.body_part import body_part
 from mrmill.curate.classify import Classification, Rules, classify, load_rules
 from mrmill.curate.contrast import contrast_agents
-from mrmill.curate.evidence import Evidence, Said, load_evidence
+from mrmill.curate.evidence import UNKNOWN, Evidence, Part, Said, load_evidence
 from mrmill.headers import age_years, with_series_table
 from mrmill.reasons import ACCEPTED, REJECTED
 from mrmill.records import Outcome
@@ -32,6 +32,7 @@ Entry = dict[str, Any]
 
 #: The plane whose slice normal is the patient's x (left-right), y and z axis.
 PLANES = ("SAGITTAL", "CORONAL", "AXIAL")
+OBLIQUE = "OBLIQUE"
 
 #: MR-RATE releases acquisitions only, no computed images.
 ROLE = "raw"
@@ -61,10 +62,16 @@ def load_tables(settings: Curate, header_columns: Path) -> Tables:
     UserError
         If one of them cannot be used.
     """
+    rules = load_rules(settings.classification, settings.site_rules)
+    words = {
+        "classified_modality": [rules.released(modality) for modality in rules.modalities],
+        "acquisition_plane": [*PLANES, OBLIQUE],
+        "body_part": [*get_args(Part), UNKNOWN],
+    }
     return Tables(
-        rules=load_rules(settings.classification, settings.site_rules),
+        rules=rules,
         evidence=load_evidence(settings.evidence),
-        criteria=load_criteria(settings.acceptance, settings.limits),
+        criteria=load_criteria(settings.acceptance, settings.limits).of_known(words),
         columns=load_columns(header_columns),
     )
 
@@ -241,7 +248,7 @@ def acquisition_plane(
     nearest = int(np.argmin(degrees))
     obliquity_degrees = round(float(degrees[nearest]), 1)
     is_oblique = degrees[nearest] > oblique_from_degrees
-    return "OBLIQUE" if is_oblique else PLANES[nearest], obliquity_degrees
+    return OBLIQUE if is_oblique else PLANES[nearest], obliquity_degrees
 
 
 def _slice_normal(orientation: Sequence[float] | None, affine: "ArrayLike") -> "NDArray":

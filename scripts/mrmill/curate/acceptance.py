@@ -4,17 +4,16 @@ The first criterion that does not hold gives its reason; limits can be changed f
 a copy of the table (`curate.limits`).
 """
 
-import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from mrmill.config import Limits
 from mrmill.errors import UserError
 from mrmill.reasons import Rejected, reasons
+from mrmill.yaml_tables import checked_table, did_you_mean
 
 TABLE = Path(__file__).parents[3] / "config" / "acceptance.yaml"
 
@@ -162,6 +161,27 @@ class Criteria(BaseModel):
             )
         )
 
+    def of_known(self, words: Mapping[str, Sequence[str]]) -> "Criteria":
+        """Return the criteria, once it is clear that they accept only what there is.
+
+        Parameters
+        ----------
+        words : mapping
+            Value -> all the words it can be.
+
+        Raises
+        ------
+        AcceptanceError
+            If a criterion accepts another one: a misspelled word would let nothing pass.
+        """
+        for row in self.criteria:
+            known = words.get(row.value, row.accepted or ())
+            for word in {*(row.accepted or ())} - {*known}:
+                raise AcceptanceError(
+                    f"{row.reason}: {word} is no {row.value}{_nearest(word, known)}"
+                )
+        return self
+
 
 def load_criteria(path: Path = TABLE, limits: Mapping[str, Limits] | None = None) -> Criteria:
     """Read a table of criteria and put a run's own limits into it.
@@ -171,16 +191,7 @@ def load_criteria(path: Path = TABLE, limits: Mapping[str, Limits] | None = None
     AcceptanceError
         With one line per problem.
     """
-    try:
-        table = Criteria.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError) as error:
-        raise AcceptanceError(f"{path.name} cannot be read: {error}") from error
-    except ValidationError as error:
-        lines = [
-            f"  {'.'.join(map(str, e['loc'])) or 'table'}: {e['msg'].removeprefix('Value error, ')}"
-            for e in error.errors()
-        ]
-        raise AcceptanceError(f"{path.name} cannot be used:\n" + "\n".join(lines)) from None
+    table = checked_table(path, Criteria, AcceptanceError)
     return table.limited(limits or {})
 
 
@@ -218,6 +229,5 @@ def _kinds(criterion: Criterion) -> set[str]:
     return {name for name in Limits.model_fields if getattr(criterion, name) is not None}
 
 
-def _nearest(word: str, known: Any) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
-    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+def _nearest(word: str, known: Iterable[str]) -> str:
+    return did_you_mean(word, known) or f"; known: {', '.join(known)}"

@@ -11,13 +11,13 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from mrmill.columns import load_columns
 from mrmill.curate.classify import SERIES_TABLE
 from mrmill.curate.rules import as_words
 from mrmill.errors import UserError
+from mrmill.yaml_tables import checked_table
 
 TABLE = Path(__file__).parents[3] / "config" / "evidence.yaml"
 
@@ -218,13 +218,4 @@ def load_evidence(path: Path = TABLE) -> Evidence:
     EvidenceError
         With one line per problem.
     """
-    try:
-        return Evidence.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError) as error:
-        raise EvidenceError(f"{path.name} cannot be read: {error}") from error
-    except ValidationError as error:
-        lines = [
-            f"  {'.'.join(map(str, e['loc'])) or 'table'}: {e['msg'].removeprefix('Value error, ')}"
-            for e in error.errors()
-        ]
-        raise EvidenceError(f"{path.name} cannot be used:\n" + "\n".join(lines)) from None
+    return checked_table(path, Evidence, EvidenceError)

@@ -4,7 +4,6 @@
 functions of one value, so classifying a series takes a fraction of a millisecond.
 """
 
-import difflib
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,11 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mrmill.columns import load_columns
 from mrmill.errors import UserError
+from mrmill.yaml_tables import did_you_mean, plain_message, read_yaml
 
 TABLE = Path(__file__).parents[3] / "config" / "classification.yaml"
 
@@ -236,10 +235,7 @@ def load_rules(path: Path = TABLE, site_rules: Path | None = None) -> Rules:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        table = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise RulesError(f"{path.name} cannot be read: {error}") from error
+    table = read_yaml(path, RulesError)
     if not isinstance(table, dict):
         raise RulesError(f"{path.name} cannot be used: it must hold `rules:`")
     return table
@@ -264,7 +260,7 @@ def _with_site(table: dict[str, Any], site: dict[str, Any], name: str) -> dict[s
 def _problem(problem: Mapping[str, Any], table: Mapping[str, Any]) -> str:
     """Say where in the table a problem is, by the rule's name where it is in one."""
     place = list(problem["loc"])
-    text = problem["msg"].removeprefix("Value error, ")
+    text = plain_message(problem)
     if place[:1] == ["rules"] and len(place) > 1:
         row = table["rules"][place[1]]
         place[:2] = [f"rule {row.get('name', place[1] + 1)}"]
@@ -277,8 +273,7 @@ def _problem(problem: Mapping[str, Any], table: Mapping[str, Any]) -> str:
 
 def _near(word: str, known: Iterable[str]) -> str:
     """Return a word that is not known, with the known one that is nearest."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
-    return f"`{word}`; did you mean `{near[0]}`?" if near else f"`{word}`"
+    return f"`{word}`{did_you_mean(word, known)}"
 
 
 NUMBER = r"-?\d+(?:\.\d+)?"
@@ -319,7 +314,7 @@ def compiled(test: str) -> Test:
         return lambda value: isinstance(value, list) and not codes.isdisjoint(value)
     if operator == "~" and wanted:
         try:
-            search = re.compile(wanted).search
+            search = re.compile(wanted, re.IGNORECASE).search
         except re.error as error:
             raise ValueError(f"not a regular expression: {wanted!r} ({error})") from None
         return lambda value: isinstance(value, list) and any(map(search, value))

@@ -110,9 +110,10 @@ def _whole(series: SeriesStory, every_rule: bool) -> Iterator[str]:
 
 def _rules(series: SeriesStory, every_rule: bool) -> Iterator[str]:
     *missed, fired = series.rules
-    shown = missed if every_rule else missed[-LAST_RULES:]
+    own = [rule for rule in missed[:-LAST_RULES] if rule["rule"].startswith("site:")]
+    shown = missed if every_rule else [*own, *missed[-LAST_RULES:]]
     if len(shown) < len(missed):
-        yield f"  ... {len(missed) - len(shown)} before these: --all"
+        yield f"  ... and {len(missed) - len(shown)} more: --all"
     width = max(len(rule["rule"]) for rule in [*shown, fired])
     for rule in shown:
         (broken,) = rule["conditions"]

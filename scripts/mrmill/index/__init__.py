@@ -58,6 +58,21 @@ class Merge(NamedTuple):
     n_files: int
 
 
+class Mixed(NamedTuple):
+    """Files of a study that is left out because its patient is in doubt.
+
+    Attributes
+    ----------
+    n_files : int
+        Files of the study that lie in this folder and name this patient.
+    """
+
+    folder: str
+    StudyInstanceUID: str
+    PatientID: str
+    n_files: int
+
+
 @dataclass
 class FoundStudy:
     """A study of the export.
@@ -152,6 +167,10 @@ class Index(ABC):
 
     def merges(self) -> Iterator[Merge]:
         """Yield everything that was merged; complete once `entries` is used up."""
+        return iter(())
+
+    def mixed(self) -> Iterator[Mixed]:
+        """Yield where the files lie of studies whose patient is in doubt."""
         return iter(())
 
 

@@ -25,6 +25,7 @@ from mrmill.index import (
     FoundStudy,
     Index,
     Merge,
+    Mixed,
     PlanError,
     Progress,
     Shard,
@@ -145,6 +146,7 @@ class DicomIndex(Index):
         self.settings = settings
         self.walked: list[Skip] = []
         self._dates: dict[str, str] = {}  # study -> its StudyDate in the table
+        self._doubted: set[str] = set()  # studies whose patient is in doubt
         self._lacking: Counter[tuple[str, str]] = Counter()  # series -> unreadable files
         self._merged_studies: list[Merge] = []
         self._merged_series = TemporaryFile(  # noqa: SIM115 (lives as long as the index)
@@ -167,6 +169,21 @@ class DicomIndex(Index):
         for *texts, n_files in csv.reader(self._merged_series):
             yield Merge(*texts, int(n_files))
 
+    def mixed(self) -> Iterator[Mixed]:
+        """Yield the files of studies of several patients, and of those beside other patients."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        columns = ["folder", STUDY, "PatientID"]
+        doubted = pa.array(sorted(self._doubted), pa.string())
+        for table in self._tables(columns):
+            rows = table.filter(pc.is_in(table[STUDY], doubted))
+            groups = rows.group_by(columns).aggregate([([], "count_all")]).to_pylist()
+            yield from sorted(
+                Mixed(os.fsdecode(g["folder"]), g[STUDY], g["PatientID"] or "", g["count_all"])
+                for g in groups
+            )
+
     def _tables(self, columns: list[str]) -> Iterator["pa.Table"]:
         """Yield the rows of usable files, part by part."""
         import pyarrow.compute as pc
@@ -186,6 +203,7 @@ class DicomIndex(Index):
             mixed = in_mixed_folders(self._tables(["folder", STUDY, "PatientID"]), found)
             for study in found:
                 study.reject = study.reject or ("quarantined" if study.key in mixed else "")
+        self._doubted = {study.key for study in found if study.reject}
         if self.settings.one_study_per_accession:
             found, self._merged_studies = one_per_accession(found, known)
         self.warnings["quarantined"] = sum(study.reject == "quarantined" for study in found)

@@ -355,8 +355,8 @@ def summary(rows: Iterable[Mapping[str, str]]) -> dict[str, Any]:
     counts : dict
         `series` and `studies`: seen, accepted, rejected, failed. A study is accepted with any of
         its series; without one it is failed if a series failed (mending it may bring the study
-        back), else rejected. `reasons`: rejected and failed -> code -> series. `spaces`: space ->
-        series and studies in it.
+        back), else rejected. `reasons`: rejected and failed -> code, of the study
+        where it was rejected as a whole -> series. `spaces`: space -> series and studies in it.
     """
     series: Counter[str] = Counter()
     states: dict[str, set[str]] = {}
@@ -369,7 +369,7 @@ def summary(rows: Iterable[Mapping[str, str]]) -> dict[str, Any]:
             continue
         series[state] += 1
         if state in codes:
-            codes[state][row["reason"]] += 1
+            codes[state][telling_code(row)] += 1
         for space, studies in inside.items():
             studies[uid] += row[space] == YES
     best_first = (ACCEPTED, FAILED, REJECTED)

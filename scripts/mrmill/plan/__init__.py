@@ -22,6 +22,7 @@ from mrmill.index import (
     FoundStudy,
     Index,
     Merge,
+    Mixed,
     PlanError,
     Progress,
     Shard,
@@ -141,6 +142,7 @@ def make_plan(
     _write_studies(tree, planned, origin)
     shards = _write_shards(tree, planned, index, found, pseudonyms, progress)
     _write_merges(tree.plan / "merges.csv", index)
+    _write_mixed(tree.plan / "mixed_patients.csv", index)
     _write_overview(tree.shards, shards, origin)
     return PlanSummary(
         files=index.files,
@@ -244,6 +246,12 @@ def _write_merges(path: Path, index: Index) -> None:
     """List what the plan takes for one and the export tells apart."""
     with _private_csv(path, Merge._fields) as table:
         table.writerows(index.merges())
+
+
+def _write_mixed(path: Path, index: Index) -> None:
+    """List where the files lie of studies whose patient is in doubt."""
+    with _private_csv(path, Mixed._fields) as table:
+        table.writerows(index.mixed())
 
 
 @contextmanager

@@ -5,9 +5,10 @@ from mrmill.plan import PlanSummary
 #: Code of a warning -> what was counted, what it means, and what to do about it.
 WARNINGS = {
     "mixed_patients": "studies have files of several PatientIDs and are left out: separate the "
-    "patients in the export",
+    "patients in the export; plan/mixed_patients.csv names the folders",
     "quarantined": "studies share a folder with files of another patient and are left out: "
-    "separate them, or set input.mixed_folders: accept where folders mean nothing",
+    "separate them (plan/mixed_patients.csv names the folders), or set input.mixed_folders: accept "
+    "where folders mean nothing",
     "excluded": "studies are left out because identity.opt_out names them",
     "opt_out_unmatched": "rows of identity.opt_out match no study: a mistyped id leaves its "
     "patient in; `mrmill check` names their lines",

@@ -183,18 +183,20 @@ def _metadata_problems(metadata: Rows) -> Iterator[Problem]:
 
 def _split_problems(release: ReleaseTree, metadata: Rows, splits: Rows) -> Iterator[Problem]:
     where = f"{release.splits}:"
-    patient_of = {row["study_uid"]: row["patient_uid"] for row in metadata}
+    patients_of: dict[str, set[str]] = defaultdict(set)
+    for row in metadata:
+        patients_of[row["study_uid"]].add(row["patient_uid"])
     splits_of: dict[str, set[str]] = defaultdict(set)
     count = Counter(row["study_uid"] for row in splits)
     for row in splits:
         uid = row["study_uid"]
         splits_of[row["patient_uid"]].add(row["split"])
-        if patient_of.get(uid, row["patient_uid"]) != row["patient_uid"]:
+        if patients_of.get(uid, {row["patient_uid"]}) != {row["patient_uid"]}:
             yield Problem(where + uid, "patient_differs", "patient_uid is not that of the metadata")
-    for uid in patient_of.keys() | count.keys():
+    for uid in patients_of.keys() | count.keys():
         if count[uid] != 1:
             yield Problem(where + uid, "split_count", f"stands in {count[uid]} rows, must be 1")
-        if uid not in patient_of:
+        if uid not in patients_of:
             yield Problem(where + uid, "split_unused", "is in no metadata table")
     for patient, found in splits_of.items():
         if len(found) > 1:
