@@ -282,7 +282,8 @@ def test_a_failure_is_told_with_the_place_of_its_trace(project):
     told = project.text("S1/AAAA")
     assert "failed in convert: error" in told
     assert "found EOFError volumes.py:7" in told
-    assert str(project.work.log("batch00", "convert", "s0")) in told
+    assert "its trace: logs/batch00/convert/s0.log in the work tree" in told
+    assert str(project.work.root) not in told  # its name may be a hospital's
 
 
 def test_several_images_of_a_series_have_a_story_each(project):

@@ -221,7 +221,8 @@ class _Teller:
         header = self._header(series, converted, notes)
         rules = self._rules(header, row, notes) if header else []
         failed = [stage.stage for stage in stages if stage.state == FAILED]
-        notes += [f"its trace: {self.work.log(self.batch, s, self.shard)}" for s in failed]
+        logs = (self.work.log(self.batch, s, self.shard) for s in failed)
+        notes += [f"its trace: {log.relative_to(self.work.root)} in the work tree" for log in logs]
         places = ("SeriesInstanceUID", "folder", "files", "sidecar", "table")
         return SeriesStory(
             series_key=key,
