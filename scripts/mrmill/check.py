@@ -171,12 +171,14 @@ def _opt_out_of_nobody(config: Config, opt_out: "OptOut") -> Iterator[Finding]:
 
     planned = as_found(read_studies(WorkTree(config.work).studies))
     unmatched = opt_out.unmatched(planned) if planned else {}
-    if unmatched:
-        text = f"{len(unmatched)} rows of identity.opt_out match no planned study: "
-        text += ", ".join(first_few(list(unmatched)))
-        if nearly := [line for line, is_near in unmatched.items() if is_near]:
-            text += f"; but for leading zeros or case these would: {', '.join(first_few(nearly))}"
-        yield Finding("warning", text, "mend mistyped ids: their patients are not kept out")
+    if nearly := [line for line, is_near in unmatched.items() if is_near]:
+        text = f"{len(nearly)} rows of identity.opt_out match a study but for leading zeros or case"
+        advice = "they keep it out; mend them"
+        yield Finding("warning", f"{text}: {', '.join(first_few(nearly))}", advice)
+    if strangers := [line for line, is_near in unmatched.items() if not is_near]:
+        text = f"{len(strangers)} rows of identity.opt_out match no planned study"
+        advice = "mend mistyped ids: their patients are not kept out"
+        yield Finding("warning", f"{text}: {', '.join(first_few(strangers))}", advice)
 
 
 def _tables(config: Config) -> Iterator[Finding]:

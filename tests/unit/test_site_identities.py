@@ -304,7 +304,8 @@ def test_an_opt_out_reaches_studies_that_have_left_the_export(site):
 def test_an_opt_out_that_a_spreadsheet_has_damaged_is_told_from_one_of_a_stranger(site):
     add_study(site, "4", "007", "A4")
     summary = make_plan(opted_out(site, "7,", "P9,"))
-    assert summary.warnings == {"opt_out_unmatched": 2, "opt_out_nearly": 1}
+    assert summary.warnings == {"excluded": 1, "opt_out_unmatched": 1, "opt_out_nearly": 1}
+    assert rejects(site)["1.4"] == "excluded"  # better one too many than one too few
 
 
 def test_an_opt_out_holds_when_the_hospital_gives_its_patient_another_id(site):

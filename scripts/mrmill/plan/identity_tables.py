@@ -6,6 +6,7 @@ its line, and no cell of theirs is ever repeated: they name patients.
 
 import datetime
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,20 +81,24 @@ class OptOut:
 
     @cached_property
     def _patients(self) -> frozenset[str]:
-        return frozenset(row.patient_id for row in self.rows) - {""}
+        return frozenset(loosely(row.patient_id) for row in self.rows) - {""}
 
     @cached_property
     def _accessions(self) -> frozenset[str]:
-        return frozenset(row.accession_number for row in self.rows) - {""}
+        return frozenset(loosely(row.accession_number) for row in self.rows) - {""}
 
     def covers(self, study: FoundStudy) -> bool:
-        """Tell whether a study has to stay out: its patient or its own number is enough."""
-        return plain_id(study.patient_id) in self._patients or not self._accessions.isdisjoint(
-            accessions(study)
+        """Tell whether a study has to stay out: its patient or its own number is enough.
+
+        What differs in leading zeros or case alone stays out, too: a spreadsheet drops zeros, and
+        a patient who is left in cannot be taken back.
+        """
+        return loosely(plain_id(study.patient_id)) in self._patients or any(
+            loosely(number) in self._accessions for number in accessions(study)
         )
 
     def unmatched(self, studies: Iterable[FoundStudy]) -> dict[str, bool]:
-        """Return the rows whose id no study has, which may be mistyped.
+        """Return the rows whose very id no study has, which may be mistyped.
 
         Of a row with both ids that is the patient's: by the number alone, the patient's other
         studies would stay in.
@@ -101,8 +106,8 @@ class OptOut:
         Returns
         -------
         unmatched : dict
-            Line of the table -> whether the id of some study differs in leading zeros or case
-            alone.
+            Line of the table -> whether the id of some study, which stays out, differs in leading
+            zeros or case alone.
         """
         patients, numbers = set(), set()
         for study in studies:
@@ -132,8 +137,15 @@ def accessions(study: FoundStudy) -> tuple[str, ...]:
 
 
 def loosely(name: str) -> str:
-    """Return an id without what is easily lost: leading zeros and case."""
-    return name.lstrip("0").casefold()
+    """Return an id without what is easily lost: leading zeros, case, one form of a letter.
+
+    Examples
+    --------
+    >>> loosely("00Ab7"), loosely("000")
+    ('ab7', '000')
+    """
+    text = unicodedata.normalize("NFKC", name).casefold()
+    return text.lstrip("0") or text
 
 
 def read_mapping(path: Path, kind: str) -> SiteMapping:

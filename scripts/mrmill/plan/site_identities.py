@@ -39,8 +39,8 @@ def exclude(
     known : dict
         StudyInstanceUID -> study, as planned so far.
     warnings : Counter
-        Gets `excluded` and `readmitted` (studies), and of the table's rows `opt_out_unmatched` and,
-        among these, `opt_out_nearly`.
+        Gets `excluded` and `readmitted` (studies), and of the table's rows `opt_out_unmatched` and
+        `opt_out_nearly`.
 
     Returns
     -------
@@ -58,8 +58,8 @@ def exclude(
     out = {study.key for study in (*found, *vanished) if opt_out.covers(study)}
     unmatched = opt_out.unmatched((*found, *vanished))
     warnings[EXCLUDED] = len(out)
-    warnings["opt_out_unmatched"] = len(unmatched)
     warnings["opt_out_nearly"] = sum(unmatched.values())
+    warnings["opt_out_unmatched"] = len(unmatched) - warnings["opt_out_nearly"]
     warnings["readmitted"] = sum(
         study.key in known and known[study.key].reject == EXCLUDED and study.key not in out
         for study in found

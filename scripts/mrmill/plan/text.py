@@ -12,8 +12,8 @@ WARNINGS = {
     "excluded": "studies are left out because identity.opt_out names them",
     "opt_out_unmatched": "rows of identity.opt_out match no study: a mistyped id leaves its "
     "patient in; `mrmill check` names their lines",
-    "opt_out_nearly": "of these rows match a study but for leading zeros or case, and keep nobody "
-    "out as they are: mend them before anything is released",
+    "opt_out_nearly": "rows of identity.opt_out match studies but for leading zeros or case: these "
+    "studies are left out as well; mend the rows",
     "readmitted": "studies were left out as opted out and come back, as identity.opt_out no longer "
     "names them: is it the right table?",
     "not_in_mapping": "studies are left out because identity.mapping has no row for them: "
