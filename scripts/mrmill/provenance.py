@@ -1,20 +1,25 @@
-"""With what a release was made: versions and models, for the dataset card."""
+"""With what a release was made: versions, models and limits, for the dataset card."""
 
 from importlib.metadata import version
 
 from mrmill import __version__
 from mrmill.config import Config
+from mrmill.curate.acceptance import load_criteria
 
 #: Distribution behind each mask backend.
 BACKENDS = {"hdbet": "HD_BET", "deepbet": "deepbet"}
 
 
 def facts(config: Config) -> dict[str, str]:
-    """Return versions of the tools and the name and digest of the atlas; no date, no host."""
+    """Return versions of the tools, criteria, name and digest of the atlas; no date, no host."""
     found = {"mrmill": __version__}
     if config.input.kind == "dicom":
         found["dcm2niix"] = version("dcm2niix")
     if config.input.kind != "release":
+        criteria = load_criteria(config.curate.acceptance, config.curate.limits)
+        found["accepted series"] = "; ".join(
+            f"{c.value} {c.limit}" for c in criteria if c.is_adjustable
+        )
         found["brain mask"] = f"{config.deface.backend} {version(BACKENDS[config.deface.backend])}"
     if {"coreg", "atlas"} & set(config.spaces):
         from mrmill.registration import load_atlas

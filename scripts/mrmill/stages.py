@@ -71,7 +71,14 @@ def catalog_params(config: Config) -> dict[str, Any]:
     """Return what the tables of a release depend on besides the shards' records."""
     columns = digest_of(config.convert.header_columns)
     dataset = config.dataset.key_settings()
-    return {"version": 2, "dataset": dataset, "spaces": config.spaces, "columns": columns}
+    curate = config.curate.key_settings()
+    return {
+        "version": 2,
+        "dataset": dataset,
+        "spaces": config.spaces,
+        "columns": columns,
+        "criteria": (curate["acceptance"], curate["limits"]),
+    }
 
 
 def shard_job(

@@ -78,6 +78,12 @@ def truth_of(export):
     return export.with_name(f"{export.name}-truth")
 
 
+def test_the_card_tells_what_a_series_had_to_be(finished):
+    card = (finished / "release/TINY/README.md").read_text()
+    assert "age_years >= 13 years" in card
+    assert "fov_mm 140 to 350 mm" in card
+
+
 def test_the_summary_tells_what_became_of_everything(finished):
     output = (finished / "output.txt").read_text()
     for word in ("seen", "accepted", "rejected", "failed", "release", "deface", "register"):

@@ -331,7 +331,7 @@ def _tables(columns: Columns) -> str:
 
 def _provenance(facts: Mapping[str, str]) -> str:
     rows = [(name.replace("_", " "), f"`{value}`") for name, value in facts.items()]
-    return f"## Made with\n\n{_table(('', 'Version'), rows)}"
+    return f"## Made with\n\n{_table(('', ''), rows)}"
 
 
 def _verification(dataset: Dataset) -> str:

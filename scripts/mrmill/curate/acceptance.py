@@ -96,6 +96,11 @@ class Criterion(BaseModel):
         return f"{words} {self.unit}".rstrip()
 
     @property
+    def is_adjustable(self) -> bool:
+        """Whether it has limits that a run may change."""
+        return self.reason not in FIXED and bool(_kinds(self))
+
+    @property
     def limit(self) -> str:
         """What is accepted, as the ledger says it."""
         if self.says:
@@ -142,7 +147,7 @@ class Criteria(BaseModel):
             changed = limit.model_dump(exclude_none=True).keys()
             row = next((c for c in self.criteria if c.reason == reason), None)
             if row is None or reason in FIXED:
-                free = [c.reason for c in self.criteria if _kinds(c) and c.reason not in FIXED]
+                free = [c.reason for c in self.criteria if c.is_adjustable]
                 raise AcceptanceError(
                     f"curate.limits: no limit of {reason} can be changed{_nearest(reason, free)}"
                 )
