@@ -63,7 +63,8 @@ def test_every_real_series_ends_as_expected_and_with_every_pixel_in_place(
     folder = unpacked(*series)
     outcome, out = convert(tmp_path, planned(folder))
     assert account(outcome) == [row]
-    if row[0] == "accepted":
+    # pydicom alone reads no JPEG: that series is held against its published conversion, below
+    if row[0] == "accepted" and series[0] != "fragmented-jpeglossless":
         files = sorted(folder.iterdir())[:: max(1, row[4] // 24)]
         assert_every_pixel_is_where_its_header_says(out / "SERIESAA.nii.gz", files)
 
