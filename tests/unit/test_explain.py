@@ -212,7 +212,7 @@ def test_a_rejected_series_says_why_and_what_to_do(finished):
     told = finished.text("S1/BBBB")
     assert "series BBBB: rejected in curate: modality_not_accepted" in told
     assert "found DWI, accepted T1w, T2w, FLAIR, SWI, MRA" in told
-    assert "to do: nothing to do" in told
+    assert "\n  nothing to do" in told
     assert "deface" not in told
 
 

@@ -66,7 +66,7 @@ def _why(stage: StageStory) -> Iterator[str]:
     yield f"  {meaning}"
     if stage.reason != "study_rejected" and stage.found:
         yield f"  found {stage.found}" + (f", accepted {stage.limit}" if stage.limit else "")
-    yield f"  to do: {advice}"
+    yield "  nothing to do" if advice == "nothing to do" else f"  to do: {advice}"
 
 
 def _brief(series: SeriesStory) -> Iterator[str]:
