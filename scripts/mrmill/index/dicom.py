@@ -174,6 +174,8 @@ class DicomIndex(Index):
         import pyarrow as pa
         import pyarrow.compute as pc
 
+        if not self._doubted:  # as a rule: spare a pass over the whole index
+            return
         columns = ["folder", STUDY, "PatientID"]
         doubted = pa.array(sorted(self._doubted), pa.string())
         for table in self._tables(columns):

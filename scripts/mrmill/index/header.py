@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any, BinaryIO
 from warnings import catch_warnings, simplefilter
 
-from mrmill.index.scan import Unusual, scan
+from mrmill.index.scan import MEDIA_DIRECTORY, Unusual, scan
 
 #: What is read of a header, in the order of the file.
 TAGS = {
@@ -25,8 +25,6 @@ WANTED = frozenset(TAGS.values())
 
 #: Status of a file; all but `OK` are reasons to pass it over.
 OK, NOT_DICOM, UNREADABLE, DICOMDIR, NO_UID = "ok", "not_dicom", "unreadable", "dicomdir", "no_uid"
-
-MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 
 #: Bytes of a first look at a file, enough for most scanners, and of a second.
 LOOK_BYTES = (8 * 1024, 256 * 1024)
@@ -96,7 +94,7 @@ def read_with_pydicom(file: BinaryIO) -> Header:
             values = [_text(None if element is None else element.value) for element in raw]
     except Exception:  # broken files raise whatever the parser stumbles over
         return nothing(UNREADABLE if with_preamble else NOT_DICOM)
-    if media == MEDIA_DIRECTORY:
+    if media == MEDIA_DIRECTORY.decode():
         return nothing(DICOMDIR)
     if not with_preamble and not any(values[place] for place in UIDS):
         return nothing(NOT_DICOM)

@@ -41,6 +41,7 @@ from mrmill.plan.site_identities import (
     site_names,
 )
 from mrmill.shards import DATES
+from mrmill.tables import appearing_whole
 
 FORMAT = 1
 
@@ -257,13 +258,10 @@ def _write_mixed(path: Path, index: Index) -> None:
 @contextmanager
 def _private_csv(path: Path, columns: Sequence[str]) -> Iterator[Any]:
     """Give the writer of a table for its owner only that appears when it is complete."""
-    scratch = path.with_suffix(".writing")
-    with scratch.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        scratch.chmod(0o600)
+    with appearing_whole(path, private=True) as file:
         table = csv.writer(file)
         table.writerow(columns)
         yield table
-    scratch.rename(path)
 
 
 def _nothing_found(config: Config, index: Index, skipped: Counter[str]) -> PlanError:
