@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from mrmill.logs import log_to
 from mrmill.register import register_study
-from mrmill.registration import load_atlas
+from mrmill.register.atlas import load_atlas
 from mrmill.shards import process_shard
 from mrmill.stages import shard_job
 

@@ -112,7 +112,7 @@ def _masks(config: Config) -> Iterator[Finding]:
 def _atlas(config: Config) -> Iterator[Finding]:
     if not {"coreg", "atlas"} & set(config.spaces):
         return
-    from mrmill.registration import AtlasError, load_atlas
+    from mrmill.register.atlas import AtlasError, load_atlas
 
     try:
         atlas = load_atlas(config.register_)

@@ -22,7 +22,7 @@ def facts(config: Config) -> dict[str, str]:
         )
         found["brain mask"] = f"{config.deface.backend} {version(BACKENDS[config.deface.backend])}"
     if {"coreg", "atlas"} & set(config.spaces):
-        from mrmill.registration import load_atlas
+        from mrmill.register.atlas import load_atlas
 
         atlas = load_atlas(config.register_)
         found["antspyx"] = version("antspyx")

@@ -53,6 +53,18 @@ class Volume:
         """Edge lengths of the box that holds the volume."""
         return self.spacing_mm * self.data.shape
 
+    @property
+    def center_of_mass_mm(self) -> "NDArray[np.float64]":
+        """Mean position of the voxels, weighted by their values; the middle of an empty image."""
+        shape = self.data.shape
+        sums = [self.data.sum(axis=tuple({0, 1, 2} - {k}), dtype=float) for k in range(3)]
+        total = sums[0].sum()
+        voxel = [
+            (np.arange(n) @ by_axis) / total if total else (n - 1) / 2
+            for n, by_axis in zip(shape, sums, strict=True)
+        ]
+        return self.affine[:3, :3] @ voxel + self.affine[:3, 3]
+
 
 def read_volume(path: Path) -> Volume:
     """Read one 3D NIfTI image and check that it can be processed at all.

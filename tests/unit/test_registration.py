@@ -6,23 +6,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mrmill import layout, registration
+from mrmill import layout, register
 from mrmill.config import Register
 from mrmill.reasons import Rejected
 from mrmill.records import Outcome, Record
 from mrmill.register import check, register_study
-from mrmill.registration import (
-    Atlas,
-    AtlasError,
-    RigidTransform,
-    Scan,
-    load_atlas,
-    read_transform,
-    register,
-    resample,
-    write_transform,
-)
-from mrmill.registration_quality import measure, normalised_mutual_information
+from mrmill.register.atlas import Atlas, AtlasError, load_atlas
+from mrmill.register.engines import Found, ants, find
+from mrmill.register.quality import measure, normalised_mutual_information
+from mrmill.register.resampling import resample
+from mrmill.register.scans import Scan
+from mrmill.register.transforms import RigidTransform, read_transform, write_transform
 from mrmill.shards import Study
 from mrmill.volumes import Volume, read_volume, write_volume
 
@@ -86,7 +80,7 @@ def test_a_turned_and_shifted_head_of_another_contrast_is_found(fixed, degrees, 
     shape = (52, 40, 52)
     affine = grid(shape, (4, 5, 4), (3, 0, 8), truth.matrix[:3, 3], flip=(-1, 1, 1))
     moving = scan(shape, affine, truth, contrast=lambda v: 250 * np.sqrt(v) - 1.2 * v)
-    found = register(fixed.volume, moving.volume, SETTINGS)
+    found = find(fixed, moving, SETTINGS).transform
     assert apart_mm(found, truth) < 1
     quality = measure(found, fixed, moving)
     assert quality["brain_dice"] > 0.95
@@ -97,7 +91,7 @@ def test_the_same_seed_gives_the_same_transform_and_leaves_no_file(fixed, tmp_pa
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     moving = scan((30, 30, 30), grid((30, 30, 30), (6, 6, 6)), rigid((4, 0, 0), (3, 0, 0)))
     once, twice, other = (
-        register(fixed.volume, moving.volume, SETTINGS.model_copy(update={"seed": seed})).matrix
+        find(fixed, moving, SETTINGS.model_copy(update={"seed": seed})).transform.matrix
         for seed in (42, 42, 7)
     )
     np.testing.assert_array_equal(once, twice)
@@ -108,14 +102,14 @@ def test_the_same_seed_gives_the_same_transform_and_leaves_no_file(fixed, tmp_pa
 def test_an_engine_that_gives_up_is_a_rejection(fixed):
     empty = Volume(np.zeros((20, 20, 20), np.float32), grid((20, 20, 20), (8, 8, 8)))
     with pytest.raises(Rejected, match="reg_failed"):
-        register(fixed.volume, empty, SETTINGS)
+        find(fixed, Scan(empty, empty.data > 0), SETTINGS)
 
 
 def test_noise_does_not_pass_as_a_brain(fixed):
     noise = np.random.default_rng(0).normal(100, 30, (30, 30, 30)).astype(np.float32)
     like = scan((30, 30, 30), grid((30, 30, 30), (6, 6, 6)))
     moving = Scan(Volume(noise, like.volume.affine), like.brain)
-    found = register(fixed.volume, moving.volume, SETTINGS)
+    found = find(fixed, moving, SETTINGS).transform
     with pytest.raises(Rejected, match="reg_failed"):
         check(measure(found, fixed, moving), SETTINGS)
 
@@ -135,9 +129,9 @@ def test_a_transform_file_moves_points_in_simpleitk_as_the_matrix_does(tmp_path)
 
 
 def test_a_transform_file_moves_points_in_ants_as_the_matrix_does(tmp_path):
-    ants = registration.import_ants()
+    itk = ants.import_ants()
     write_transform(tmp_path / "M.mat", OBLIQUE)
-    transform, lps = ants.read_transform(str(tmp_path / "M.mat")), np.array([-1, -1, 1])
+    transform, lps = itk.read_transform(str(tmp_path / "M.mat")), np.array([-1, -1, 1])
     points = np.random.default_rng(0).uniform(-150, 150, size=(50, 3))
     moved = [np.array(transform.apply_to_point(list(point * lps))) * lps for point in points]
     np.testing.assert_allclose(OBLIQUE(points), moved, atol=1e-3)
@@ -152,14 +146,14 @@ def test_a_transform_file_is_read_back_and_always_the_same_bytes(tmp_path):
 
 @pytest.mark.parametrize(("order", "interpolator"), [(1, "linear"), (0, "nearestNeighbor")])
 def test_resampling_gives_what_antsapplytransforms_gives(fixed, tmp_path, order, interpolator):
-    ants = registration.import_ants()
+    itk = ants.import_ants()
     shape = (40, 30, 11)
     values = np.random.default_rng(1).uniform(50, 100, shape).astype(np.float32)
     moving = Volume(values, grid(shape, (4, 4, 12), (5, 10, 0), (10, 0, 30), flip=(-1, 1, 1)))
     write_transform(tmp_path / "M.mat", OBLIQUE)
-    expected = ants.apply_transforms(
-        registration._to_ants(fixed.volume),
-        registration._to_ants(moving),
+    expected = itk.apply_transforms(
+        ants.to_ants(fixed.volume),
+        ants.to_ants(moving),
         [str(tmp_path / "M.mat")],
         interpolator=interpolator,
     ).numpy()
@@ -233,7 +227,11 @@ def test_a_template_with_a_skull_needs_its_mask(tmp_path):
     mask = template(tmp_path / "brain.nii.gz", inside_mm=75)
     atlas = load_atlas(Register(atlas=path, atlas_mask=mask))
     assert atlas.name == "t1"
-    assert atlas.brain.sum() == (atlas.brain_only().data > 0).sum() < (atlas.volume.data > 0).sum()
+    assert (
+        atlas.brain.sum()
+        == (atlas.brain_only().volume.data > 0).sum()
+        < (atlas.volume.data > 0).sum()
+    )
 
 
 def test_an_atlas_that_is_missing_or_4d_is_refused_with_advice(tmp_path):
@@ -289,10 +287,11 @@ def engine(monkeypatch, atlas, study):
                 return poses[entry["series_id"]]
         return RigidTransform()
 
-    def find(fixed, moving, _):
-        return whose(fixed).inverse().then(whose(moving))
+    def known(fixed, moving, _):
+        pose = whose(fixed.volume).inverse().then(whose(moving.volume))
+        return Found(pose, "known", RigidTransform())
 
-    monkeypatch.setitem(registration.ENGINES, "ants", find)
+    monkeypatch.setattr("mrmill.register.find", known)
     return poses
 
 
@@ -352,14 +351,15 @@ def test_a_series_that_does_not_fit_stays_out_of_both_spaces(study, atlas, engin
 def test_a_center_that_does_not_fit_the_atlas_keeps_its_study_out_of_it(
     study, atlas, engine, tmp_path, monkeypatch
 ):
-    find = registration.ENGINES["ants"]
+    known = register.find
     shape = atlas.volume.data.shape
 
     def lost(fixed, moving, settings):
-        found = find(fixed, moving, settings)
-        return found.then(WRONG) if fixed.data.shape == shape else found
+        found = known(fixed, moving, settings)
+        away = Found(found.transform.then(WRONG), "known", found.start)
+        return away if fixed.volume.data.shape == shape else found
 
-    monkeypatch.setitem(registration.ENGINES, "ants", lost)
+    monkeypatch.setattr("mrmill.register.find", lost)
     found = states(register_study(study, tmp_path / "register", SETTINGS, atlas))
     assert {found[s, "coreg"] for s in POSES} == {GOOD}
     assert {found[s, "atlas"] for s in POSES} == {("rejected", "center_reg_failed")}

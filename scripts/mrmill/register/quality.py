@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mrmill.registration import RigidTransform, Scan
+from mrmill.register.scans import Scan
+from mrmill.register.transforms import RigidTransform
 from mrmill.volumes import Volume
 
 if TYPE_CHECKING:

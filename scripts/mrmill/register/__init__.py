@@ -7,17 +7,14 @@ from typing import TYPE_CHECKING, Any
 from mrmill import layout
 from mrmill.reasons import ACCEPTED, Rejected
 from mrmill.records import Outcome
-from mrmill.registration import (
-    Atlas,
-    RigidTransform,
-    Scan,
-    register,
-    resample,
-    write_transform,
-)
-from mrmill.registration_quality import measure
+from mrmill.register.atlas import Atlas
+from mrmill.register.engines import find
+from mrmill.register.quality import measure
+from mrmill.register.resampling import resample
+from mrmill.register.scans import Scan
+from mrmill.register.transforms import RigidTransform, write_transform
 from mrmill.shards import Study, guarded
-from mrmill.volumes import Volume, read_volume, write_volume
+from mrmill.volumes import read_volume, write_volume
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,7 +47,7 @@ def register_study(
     -------
     outcome : Outcome
         Accepted; per series one entry for each space. An entry has `files` (kind -> name below
-        `scratch`); where a transform was found also `quality` (`registration_quality.measure`)
+        `scratch`); where a transform was found also `quality` (`quality.measure`)
         and `matrix` (RAS+ 4x4, takes points of the center or atlas to points of the series).
     """
     series = study.upstream["deface"].outcome.accepted_series()
@@ -105,9 +102,8 @@ class _Work:
             return [coreg]
         uid, center_id = self.study_uid, self.center["series_id"]
         with guarded(in_atlas):
-            images = self.atlas.brain_only(), self.scan.brain_only()
             try:
-                found = self._fit(in_atlas, self.atlas, self.scan, *images)
+                found = self._fit(in_atlas, self.atlas.brain_only(), self.scan.brain_only())
             except Rejected as failed:
                 raise Rejected("center_reg_failed", failed.found, failed.limit) from failed
             self._save_transform(in_atlas, layout.atlas_transform(center_id), found)
@@ -126,7 +122,7 @@ class _Work:
         uid, series_id = self.study_uid, series["series_id"]
         with guarded(coreg):
             moving = _read(self.deface, series)
-            found = self._fit(coreg, self.scan, moving, self.scan.volume, moving.volume)
+            found = self._fit(coreg, self.scan, moving)
             self._save_transform(coreg, layout.coreg_transform(series_id), found)
             image = resample(moving.volume, self.scan.volume, found)
             self._save_image(coreg, "img", layout.coreg_image(uid, series_id), image)
@@ -141,11 +137,9 @@ class _Work:
             self._save_image(in_atlas, "img", layout.atlas_image(uid, series_id), image)
         return [coreg, in_atlas]
 
-    def _fit(
-        self, entry: Entry, fixed: Scan, moving: Scan, fixed_image: Volume, moving_image: Volume
-    ) -> RigidTransform:
-        """Register two images, note how well their scans fit then, and refuse what does not."""
-        found = register(fixed_image, moving_image, self.settings)
+    def _fit(self, entry: Entry, fixed: Scan, moving: Scan) -> RigidTransform:
+        """Register two scans, note how well they fit then, and refuse what does not."""
+        found = find(fixed, moving, self.settings).transform
         entry["matrix"] = found.matrix.tolist()
         entry["quality"] = measure(found, fixed, moving)
         check(entry["quality"], self.settings)

@@ -1,0 +1,49 @@
+"""Engines: ways to find the rigid transform that lays a moving scan over a fixed one.
+
+Each is one module here with a function `find(fixed, moving, settings)`; its name is the word in
+the configuration. What comes after (measures, resampling, files) knows nothing of engines.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from mrmill.register.scans import Scan
+from mrmill.register.transforms import RigidTransform
+
+if TYPE_CHECKING:
+    from mrmill.config import Register
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an engine found.
+
+    Attributes
+    ----------
+    transform : RigidTransform
+        From points of the fixed to points of the moving scan.
+    engine : str
+        The engine whose transform this is: `auto` hands on another's.
+    start : RigidTransform
+        The pose from which the last descent began.
+    spread_mm : float
+        How far apart, over the brain, the optima from different starts lie that are nearly as
+        good as this one; 0 for an engine with one start.
+    """
+
+    transform: RigidTransform
+    engine: str
+    start: RigidTransform
+    spread_mm: float = 0.0
+
+
+def find(fixed: Scan, moving: Scan, settings: "Register") -> Found:
+    """Find the rigid transform that lays a moving scan over a fixed one.
+
+    Raises
+    ------
+    Rejected
+        `reg_failed` when the engine gives up.
+    """
+    return import_module(f"mrmill.register.engines.{settings.engine}").find(fixed, moving, settings)

@@ -1,0 +1,78 @@
+"""Rigid transforms: what they do to points, how they compose, the files they live in.
+
+All points are in mm in NIfTI's frame (RAS+); only the `.mat` files speak ITK's (LPS+).
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+#: Turns RAS+ into LPS+ coordinates and back.
+FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class RigidTransform:
+    """A rotation and a translation from the fixed to the moving image.
+
+    Attributes
+    ----------
+    matrix : (4, 4) ndarray of float64
+        Takes a point of the fixed image (RAS+, mm) to the point of the same anatomy in the
+        moving image. This is the direction resampling needs, and what ANTs calls the forward
+        transform: "moving to fixed" as images move, fixed to moving as points do.
+    """
+
+    matrix: "NDArray[np.float64]" = field(default_factory=lambda: np.eye(4))
+
+    def __call__(self, points_mm: "ArrayLike") -> "NDArray[np.float64]":
+        """Map points, (n, 3) in mm, from the fixed to the moving image."""
+        return np.asarray(points_mm) @ self.matrix[:3, :3].T + self.matrix[:3, 3]
+
+    def inverse(self) -> "RigidTransform":
+        """Return the transform from the moving to the fixed image."""
+        return RigidTransform(np.linalg.inv(self.matrix))
+
+    def then(self, further: "RigidTransform") -> "RigidTransform":
+        """Return this transform followed by one that starts where this one ends."""
+        return RigidTransform(further.matrix @ self.matrix)
+
+    @property
+    def rotation_degrees(self) -> float:
+        """Angle of the rotation around its one axis."""
+        from scipy.spatial.transform import Rotation
+
+        return float(np.degrees(Rotation.from_matrix(self.matrix[:3, :3]).magnitude()))
+
+
+def write_transform(path: Path, transform: RigidTransform) -> None:
+    """Write a transform as ITK's `.mat`, with the meaning of ANTs' `0GenericAffine.mat`.
+
+    The file is a MATLAB 4 file, which carries no time: `AffineTransform_double_3_3` is the
+    LPS+ rotation row by row and the translation, `fixed` the center of rotation (the origin).
+    """
+    from scipy.io import savemat
+
+    matrix = FLIP @ transform.matrix @ FLIP
+    parameters = np.concatenate([matrix[:3, :3].ravel(), matrix[:3, 3]])
+    content = {"AffineTransform_double_3_3": parameters[:, None], "fixed": np.zeros((3, 1))}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    savemat(path, content, format="4")
+
+
+def read_transform(path: Path) -> RigidTransform:
+    """Read a linear transform from ITK's `.mat`, as written here or by ANTs."""
+    from scipy.io import loadmat
+
+    content = loadmat(path)
+    name = next(name for name in content if name.startswith("AffineTransform"))
+    parameters, center = content[name].ravel().astype(float), content["fixed"].ravel()
+    matrix = np.eye(4)
+    matrix[:3, :3] = parameters[:9].reshape(3, 3)
+    matrix[:3, 3] = parameters[9:] + center - matrix[:3, :3] @ center
+    return RigidTransform(FLIP @ matrix @ FLIP)
