@@ -9,12 +9,14 @@ from mrmill.layout import ReleaseTree, WorkTree
 from mrmill.logs import log_to
 from mrmill.provenance import facts
 from mrmill.records import write_json
+from mrmill.register.atlas import load_atlas
 
 if TYPE_CHECKING:  # what Snakemake injects, for editors and type checkers
     from snakemake.iocontainers import snakemake
 
 log_to(snakemake.log[0])
 settings = Config.model_validate(snakemake.config)
+in_atlas = "atlas" in settings.spaces
 manifest = catalog_release(
     WorkTree(settings.work),
     ReleaseTree(settings.release, settings.dataset.name),
@@ -23,5 +25,6 @@ manifest = catalog_release(
     settings.dataset,
     published(load_columns(settings.convert.header_columns), settings.dataset.extra_columns),
     facts(settings),
+    load_atlas(settings.register_).described() if in_atlas else None,
 )
 write_json(settings.work / snakemake.output.manifest, manifest)

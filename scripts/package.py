@@ -22,4 +22,5 @@ settings, job = shard_job(
     snakemake.threads,
 )
 release = ReleaseTree(settings.release, settings.dataset.name)
-process_shard(job, partial(package_study, space=space, release=release))
+with_json = settings.dataset.transform_json
+process_shard(job, partial(package_study, space=space, release=release, transform_json=with_json))

@@ -110,13 +110,15 @@ def _masks(config: Config) -> Iterator[Finding]:
 
 
 def _atlas(config: Config) -> Iterator[Finding]:
-    if not {"coreg", "atlas"} & set(config.spaces):
+    if "atlas" not in config.spaces:
         return
     from mrmill.register.atlas import AtlasError, load_atlas
 
     try:
         atlas = load_atlas(config.register_)
         yield Finding("ok", f"atlas {atlas.name}, sha256 {atlas.sha256[:12]}")
+        if atlas.doubt:
+            yield Finding("warning", f"register.atlas: {atlas.doubt}", "docs/registration.md")
     except AtlasError as error:
         yield Finding("problem", str(error), "`embedded` needs no file")
 

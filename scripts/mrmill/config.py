@@ -109,6 +109,11 @@ class Dataset(Block):
         True,
         description="write mrmill's own columns (body part, contrast agent) after MR-RATE's",
     )
+    transform_json: bool = Field(
+        False,
+        description="put beside each .mat in the zips a JSON with its RAS+ matrix, direction, "
+        "engine and quality figures; MR-RATE has none; the work tree has them in any case",
+    )
 
 
 class Identity(Block):
@@ -255,14 +260,16 @@ class Deface(Block):
 class Register(Block):
     """Rigid registration to the study's center and to the atlas."""
 
-    engine: Literal["ants"] = Field("ants", description="registration engine")
+    engine: Literal["ants", "mattes", "auto"] = Field("ants", description="registration engine")
     atlas: Literal["embedded"] | ConfigPath = Field(
         "embedded",
         description="MNI152 T1w template: `embedded` (2009a symmetric, 1 mm, brain only) or the "
-        "path of ICBM 2009c Nonlinear Symmetric",
+        "path of ICBM 2009c Nonlinear Symmetric (mni_icbm152_t1_tal_nlin_sym_09c.nii)",
     )
     atlas_mask: ConfigPath | None = Field(
-        None, description="brain mask on the template's grid, for a template with a skull"
+        None,
+        description="brain mask on the template's grid, for a template with a skull "
+        "(mni_icbm152_t1_tal_nlin_sym_09c_mask.nii)",
     )
     sampling_fraction: float = Field(
         0.2, gt=0, le=1, description="share of voxels the metric looks at (antspyx default)"

@@ -137,6 +137,11 @@ class ReleaseTree:
         """Dataset card."""
         return self.repository("native") / "README.md"
 
+    @property
+    def atlas(self) -> Path:
+        """Which template atlas space is: name, digests, grid."""
+        return self.repository("atlas") / "atlas.json"
+
     def checksums(self, space: str) -> Path:
         """SHA-256 of every other file of a repository."""
         return self.repository(space) / "SHA256SUMS"
@@ -185,3 +190,8 @@ def atlas_mask(study_uid: str, center_id: str, kind: str) -> str:
 def atlas_transform(center_id: str) -> str:
     """Member of the atlas study folder: the center-to-atlas transform."""
     return f"transform/M_atlas_{center_id}.mat"
+
+
+def transform_json(transform: str) -> str:
+    """Name of the description beside a transform."""
+    return f"{transform.removesuffix('.mat')}.json"

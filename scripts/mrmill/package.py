@@ -3,7 +3,7 @@
 import hashlib
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ UNIX = 3
 PLAIN_FILE = 0o100644
 
 
-def package_study(study: Study, scratch: Path, space: str, release: ReleaseTree) -> Outcome:
+def package_study(
+    study: Study, scratch: Path, space: str, release: ReleaseTree, transform_json: bool = False
+) -> Outcome:
     """Write the zip of one study in one space, or take away the one that must not be there.
 
     Parameters
@@ -36,6 +38,8 @@ def package_study(study: Study, scratch: Path, space: str, release: ReleaseTree)
     space : {'native', 'coreg', 'atlas'}
         Native takes the accepted series of deface; the others those of register and, in coreg
         space, unchanged copies of the center.
+    transform_json : bool
+        Put in the descriptions beside the transforms as well; MR-RATE's zips have none.
 
     Returns
     -------
@@ -48,7 +52,9 @@ def package_study(study: Study, scratch: Path, space: str, release: ReleaseTree)
         remove_zip(release, space, study.batch, study.study_uid)
         return Outcome(state=REJECTED, reason=NOTHING_LEFT[space])
     final = release.zip(space, study.batch, study.study_uid)
-    members = {f"{study.study_uid}/{name}": path for name, path in _files(study, space, accepted)}
+    left_out = () if transform_json else ("transform_json",)
+    files = _files(study, space, accepted, left_out)
+    members = {f"{study.study_uid}/{name}": path for name, path in files}
     digests = write_zip(final, members)
     return Outcome(
         series=[
@@ -107,11 +113,13 @@ def _accepted_series(study: Study, space: str) -> list[dict[str, Any]]:
     return [entry for entry in accepted if entry["space"] == space]
 
 
-def _files(study: Study, space: str, accepted: list[dict[str, Any]]) -> list[tuple[str, Path]]:
+def _files(
+    study: Study, space: str, accepted: list[dict[str, Any]], left_out: Container[str]
+) -> list[tuple[str, Path]]:
     """Return (name in the study folder, file) of everything that goes into the zip."""
     if space == "native":
         return [(n, study.folders["deface"] / n) for e in accepted for n in e["files"].values()]
-    made = [name for entry in accepted for name in entry["files"].values()]
+    made = [n for e in accepted for kind, n in e["files"].items() if kind not in left_out]
     files = [(n.removeprefix(f"{space}/"), study.folders["register"] / n) for n in made]
     return files + _center_copies(study) if space == "coreg" else files
 

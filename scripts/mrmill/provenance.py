@@ -1,5 +1,6 @@
 """With what a release was made: versions, models and limits, for the dataset card."""
 
+from functools import cache
 from importlib.metadata import version
 
 from mrmill import __version__
@@ -8,6 +9,19 @@ from mrmill.curate.acceptance import load_criteria
 
 #: Distribution behind each mask backend.
 BACKENDS = {"hdbet": "HD_BET", "deepbet": "deepbet"}
+
+#: Distributions whose numbers a transform depends on, by registration engine.
+ENGINES = {
+    "ants": ("antspyx",),
+    "mattes": ("numba", "numpy", "scipy"),
+    "auto": ("antspyx", "numba", "numpy", "scipy"),
+}
+
+
+@cache
+def engine_versions(engine: str) -> dict[str, str]:
+    """Return versions of mrmill and of what a registration engine is made of."""
+    return {"mrmill": __version__} | {name: version(name) for name in ENGINES.get(engine, ())}
 
 
 def facts(config: Config) -> dict[str, str]:
@@ -22,9 +36,13 @@ def facts(config: Config) -> dict[str, str]:
         )
         found["brain mask"] = f"{config.deface.backend} {version(BACKENDS[config.deface.backend])}"
     if {"coreg", "atlas"} & set(config.spaces):
+        found["registration"] = f"rigid, engine {config.register_.engine}"
+        found |= engine_versions(config.register_.engine)
+    if "atlas" in config.spaces:
         from mrmill.register.atlas import load_atlas
 
         atlas = load_atlas(config.register_)
-        found["antspyx"] = version("antspyx")
         found["atlas"] = f"{atlas.name}, sha256 {atlas.sha256}"
+        if atlas.mask_sha256:
+            found["atlas brain mask"] = f"sha256 {atlas.mask_sha256}"
     return found

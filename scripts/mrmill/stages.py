@@ -64,6 +64,8 @@ def stage_params(config: Config, stage: str) -> dict[str, Any]:
         settings["atlas_space"] = "atlas" in config.spaces
     elif stage.startswith("package-"):
         settings["name"] = config.dataset.name
+        if stage != "package-native":
+            settings["transform_json"] = config.dataset.transform_json
     return {"version": STAGES[stage].version, "settings": settings}
 
 

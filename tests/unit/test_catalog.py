@@ -17,7 +17,7 @@ from mrmill.config import Dataset
 from mrmill.layout import ReleaseTree, WorkTree
 from mrmill.ledger import LedgerError
 from mrmill.ledger.flow import FlowError, read_flows
-from mrmill.records import Journal, Outcome, Record, manifest_of, write_json
+from mrmill.records import Journal, Outcome, Record, manifest_of, sha256_of, write_json
 from mrmill.tables import CellError, cell
 
 SPACES = ("native", "coreg")
@@ -122,9 +122,10 @@ class Run:
     def catalog_batch(self, batch, *shards):
         return catalog_batch(self.work, self.release, batch, shards, SPACES, SCHEMA)
 
-    def catalog(self, *batches, facts=FACTS):
-        dataset = Dataset(name="TINY", title="A tiny dataset", licence="cc-by-4.0")
-        return catalog_release(self.work, self.release, batches, SPACES, dataset, SCHEMA, facts)
+    def catalog(self, *batches, facts=FACTS, atlas=None, **settings):
+        dataset = Dataset(name="TINY", title="A tiny dataset", licence="cc-by-4.0", **settings)
+        told = dataset, SCHEMA, facts, atlas
+        return catalog_release(self.work, self.release, batches, SPACES, *told)
 
 
 @pytest.fixture
@@ -371,6 +372,23 @@ def test_the_card_names_tables_numbers_and_versions(run):
     assert "ab" * 32 in body
     assert "TINY-coreg" in body
     assert "TINY-atlas" not in body
+
+
+def test_the_card_lists_descriptions_of_transforms_where_they_are_in_the_zips(run):
+    run.add("batch00", "s0", A="P1").catalog_batch("batch00", "s0")
+    for asked in (False, True):
+        run.catalog("batch00", transform_json=asked)
+        text = run.release.card.read_text(encoding="utf-8")
+        assert ("transform/M_coreg_<series_id>.json" in text) == asked
+
+
+def test_the_atlas_repository_says_which_template_it_is(run):
+    atlas = {"atlas": "MNI", "sha256": "ab" * 32, "shape": [2, 3, 4], "affine": [[1.0]]}
+    run.add("batch00", "s0", A="P1").catalog_batch("batch00", "s0")
+    manifest = run.catalog("batch00", atlas=atlas)
+    path = run.release.repository("atlas") / "atlas.json"
+    assert json.loads(path.read_text(encoding="utf-8")) == atlas
+    assert manifest["digests"]["TINY-atlas/atlas.json"] == sha256_of(path)
 
 
 def test_an_empty_batch_gives_tables_with_heads_only(run):

@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 
 from mrmill import layout
+from mrmill.config import Config
 from mrmill.layout import ReleaseTree
 from mrmill.package import package_study, remove_zip, write_zip
 from mrmill.records import Outcome, Record
 from mrmill.shards import Study
+from mrmill.stages import STAGES, stage_params
 
 UID, CENTER, T2, HELD = "2END5JBWVA", "t1w-raw-axi", "t2w-raw-sag", "flair-raw-cor"
 
@@ -41,12 +43,14 @@ def study(tmp_path):
     in_coreg = {
         "img": f"coreg/{layout.coreg_image(UID, T2)}",
         "transform": f"coreg/{layout.coreg_transform(T2)}",
+        "transform_json": f"coreg/{layout.transform_json(layout.coreg_transform(T2))}",
     }
     in_atlas = {
         "img": f"atlas/{layout.atlas_image(UID, CENTER)}",
         "brain": f"atlas/{layout.atlas_mask(UID, CENTER, 'brain')}",
         "defacing": f"atlas/{layout.atlas_mask(UID, CENTER, 'defacing')}",
         "transform": f"atlas/{layout.atlas_transform(CENTER)}",
+        "transform_json": f"atlas/{layout.transform_json(layout.atlas_transform(CENTER))}",
     }
     register = [
         entry(CENTER, {}, space="coreg"),
@@ -100,6 +104,30 @@ def test_a_zip_holds_the_accepted_series_and_nothing_else(study, release, tmp_pa
         (CENTER, "accepted"),
         (T2, "accepted"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("space", "also"),
+    [
+        ("native", []),
+        ("coreg", [f"{UID}/transform/M_coreg_{T2}.json"]),
+        ("atlas", [f"{UID}/transform/M_atlas_{CENTER}.json"]),
+    ],
+)
+def test_descriptions_of_transforms_go_into_the_zip_if_they_are_asked_for(
+    study, release, tmp_path, space, also
+):
+    outcome = package_study(study, tmp_path, space, release, transform_json=True)
+    assert sorted(outcome.zip["members"]) == sorted(EXPECTED[space] + also)
+
+
+def test_asking_for_descriptions_packs_anew_and_does_nothing_else():
+    before, after = (
+        Config(deface={"weights": "x"}, dataset={"transform_json": asked})
+        for asked in (False, True)
+    )
+    changed = {s for s in STAGES if stage_params(before, s) != stage_params(after, s)}
+    assert changed == {"package-coreg", "package-atlas"}
 
 
 def test_the_center_in_coreg_space_is_its_native_copy(study, release, tmp_path):

@@ -1,3 +1,4 @@
+import json
 import os
 
 os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
@@ -6,12 +7,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mrmill import layout, register
+from mrmill import __version__, layout, register
 from mrmill.config import Register
 from mrmill.reasons import Rejected
 from mrmill.records import Outcome, Record
 from mrmill.register import check, register_study
-from mrmill.register.atlas import Atlas, AtlasError, load_atlas
+from mrmill.register.atlas import Atlas
 from mrmill.register.engines import Found, ants, find
 from mrmill.register.quality import measure, normalised_mutual_information
 from mrmill.register.resampling import resample
@@ -114,34 +115,9 @@ def test_noise_does_not_pass_as_a_brain(fixed):
         check(measure(found, fixed, moving), SETTINGS)
 
 
-# Transforms and resampling, against ANTs and SimpleITK
+# Resampling, against ANTs
 
 OBLIQUE = rigid((10, -20, 30), (12.5, -7, 40))
-
-
-def test_a_transform_file_moves_points_in_simpleitk_as_the_matrix_does(tmp_path):
-    sitk = pytest.importorskip("SimpleITK")
-    write_transform(tmp_path / "M.mat", OBLIQUE)
-    points = np.random.default_rng(0).uniform(-150, 150, size=(50, 3))
-    transform, lps = sitk.ReadTransform(str(tmp_path / "M.mat")), np.array([-1, -1, 1])
-    moved = [np.array(transform.TransformPoint(point * lps)) * lps for point in points]
-    np.testing.assert_allclose(OBLIQUE(points), moved, atol=1e-3)
-
-
-def test_a_transform_file_moves_points_in_ants_as_the_matrix_does(tmp_path):
-    itk = ants.import_ants()
-    write_transform(tmp_path / "M.mat", OBLIQUE)
-    transform, lps = itk.read_transform(str(tmp_path / "M.mat")), np.array([-1, -1, 1])
-    points = np.random.default_rng(0).uniform(-150, 150, size=(50, 3))
-    moved = [np.array(transform.apply_to_point(list(point * lps))) * lps for point in points]
-    np.testing.assert_allclose(OBLIQUE(points), moved, atol=1e-3)
-
-
-def test_a_transform_file_is_read_back_and_always_the_same_bytes(tmp_path):
-    for name in ("a/M.mat", "b/M.mat"):
-        write_transform(tmp_path / name, OBLIQUE)
-    assert (tmp_path / "a/M.mat").read_bytes() == (tmp_path / "b/M.mat").read_bytes()
-    np.testing.assert_allclose(read_transform(tmp_path / "a/M.mat").matrix, OBLIQUE.matrix)
 
 
 @pytest.mark.parametrize(("order", "interpolator"), [(1, "linear"), (0, "nearestNeighbor")])
@@ -198,48 +174,6 @@ def test_measures_of_a_known_displacement(fixed):
 def test_measures_of_a_field_that_is_missed(fixed):
     quality = measure(rigid(shift_mm=(500, 0, 0)), fixed, fixed)
     assert [quality[n] for n in ("similarity", "overlap", "brain_dice")] == [0, 0, 0]
-
-
-# The atlas
-
-
-def test_the_embedded_atlas_is_the_brain_of_mni152_at_1_mm():
-    atlas = load_atlas(Register())
-    np.testing.assert_allclose(atlas.volume.spacing_mm, 1)
-    np.testing.assert_allclose(np.linalg.inv(atlas.volume.affine)[:3, 3], (98, 134, 72))
-    assert 1700 < atlas.brain.sum() / 1000 < 2000  # mL
-    assert len(atlas.sha256) == 64
-
-
-def template(path, inside_mm):
-    shape = (50, 50, 50)
-    affine = grid(shape, (5, 5, 5))
-    points = nib.affines.apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
-    data = (np.linalg.norm(points, axis=-1) < inside_mm).astype(np.float32)
-    write_volume(path, data, affine)
-    return path
-
-
-def test_a_template_with_a_skull_needs_its_mask(tmp_path):
-    path = template(tmp_path / "t1.nii.gz", inside_mm=110)
-    with pytest.raises(AtlasError, match="atlas_mask"):
-        load_atlas(Register(atlas=path))
-    mask = template(tmp_path / "brain.nii.gz", inside_mm=75)
-    atlas = load_atlas(Register(atlas=path, atlas_mask=mask))
-    assert atlas.name == "t1"
-    assert (
-        atlas.brain.sum()
-        == (atlas.brain_only().volume.data > 0).sum()
-        < (atlas.volume.data > 0).sum()
-    )
-
-
-def test_an_atlas_that_is_missing_or_4d_is_refused_with_advice(tmp_path):
-    with pytest.raises(AtlasError, match="give the path of a T1w template"):
-        load_atlas(Register(atlas=tmp_path / "none.nii.gz"))
-    nib.save(nib.Nifti1Image(np.ones((4, 4, 4, 2)), np.eye(4)), tmp_path / "4d.nii.gz")
-    with pytest.raises(AtlasError, match="give the path of a T1w template"):
-        load_atlas(Register(atlas=tmp_path / "4d.nii.gz"))
 
 
 # The stage
@@ -314,6 +248,8 @@ def test_every_series_comes_to_lie_on_the_center_and_on_the_atlas(study, atlas, 
         *(f"atlas/{layout.atlas_image(UID, s)}" for s in (CENTER, *moving)),
         *(f"atlas/{layout.atlas_mask(UID, CENTER, kind)}" for kind in ("brain", "defacing")),
         f"atlas/{layout.atlas_transform(CENTER)}",
+        *(f"coreg/{layout.transform_json(layout.coreg_transform(s))}" for s in moving),
+        f"atlas/{layout.transform_json(layout.atlas_transform(CENTER))}",
     }
     for series_id in POSES:
         image = read_volume(folder / "atlas" / layout.atlas_image(UID, series_id))
@@ -324,6 +260,31 @@ def test_every_series_comes_to_lie_on_the_center_and_on_the_atlas(study, atlas, 
     mask = read_volume(folder / "atlas" / layout.atlas_mask(UID, CENTER, "brain"))
     assert mask.data.dtype == np.uint8
     assert 2 * (mask.data & atlas.brain).sum() / (mask.data.sum() + atlas.brain.sum()) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("name", "moving", "target"),
+    [
+        (f"coreg/transform/M_coreg_{T2}", T2, {"series_id": CENTER}),
+        (f"atlas/transform/M_atlas_{CENTER}", CENTER, {"atlas": "test", "sha256": "0" * 64}),
+    ],
+)
+def test_beside_each_transform_a_json_says_what_it_is(
+    study, atlas, engine, tmp_path, name, moving, target
+):
+    outcome = register_study(study, tmp_path / "register", SETTINGS, atlas)
+    text = (tmp_path / "register" / f"{name}.json").read_text()
+    said = json.loads(text)
+    read = read_transform(tmp_path / "register" / f"{name}.mat")
+    np.testing.assert_allclose(said["matrix"], read.matrix, rtol=0, atol=1e-9)
+    assert (said["study_uid"], said["moving"]) == (UID, {"series_id": moving})
+    assert said["fixed"].items() >= target.items()
+    assert said["engine"] == {"asked": SETTINGS.engine, "found_by": "known"}
+    assert (said["seed"], said["versions"]["mrmill"]) == (SETTINGS.seed, __version__)
+    space = name.partition("/")[0]
+    (entry,) = [e for e in outcome.series if (e["space"], e["series_id"]) == (space, moving)]
+    assert said["quality"] == entry["quality"]
+    assert str(tmp_path) not in text
 
 
 def test_a_series_goes_to_the_atlas_from_its_own_grid_at_once(study, atlas, engine, tmp_path):

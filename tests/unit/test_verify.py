@@ -1,6 +1,7 @@
 import csv
 import gzip
 import io
+import json
 import shutil
 import subprocess
 import zipfile
@@ -13,6 +14,8 @@ from mrmill import layout
 from mrmill.columns import Column, load_columns
 from mrmill.layout import ReleaseTree
 from mrmill.package import write_zip
+from mrmill.records import write_json
+from mrmill.register.transforms import RigidTransform, write_description, write_transform
 from mrmill.tables import load_table
 from mrmill.verify import ReleaseError, verify_release, write_checksums
 from mrmill.volumes import write_volume
@@ -315,11 +318,68 @@ def test_a_zip_of_another_center_or_without_a_native_study_is_found(release):
     assert {"center_differs", "member_name", "atlas_differs"} <= codes(release, fast=True)
 
 
+def put_transform(release, space, series_id, off_mm=0.0):
+    """Put the transform of a series in the first study's zip, and its JSON, off by so much."""
+    transform = RigidTransform(AFFINE @ np.diag([-1, 1 / 2, 1 / 5, 1]))
+    told = np.eye(4)
+    told[0, 3] = off_mm
+    name = {"coreg": layout.coreg_transform, "atlas": layout.atlas_transform}[space](series_id)
+    folder = release.root.parent / "described"
+    write_transform(folder / name, transform)
+    beside = layout.transform_json(name)
+    write_description(folder / beside, RigidTransform(told @ transform.matrix))
+    files = {f"{UID}/{n}": (folder / n).read_bytes() for n in (name, beside)}
+    rezip(release, space, lambda members: members.update(files))
+
+
+@pytest.mark.parametrize(("space", "series_id"), [("coreg", T2), ("atlas", CENTER)])
+@pytest.mark.parametrize(
+    ("off_mm", "found"), [(0, set()), (5e-7, set()), (2e-6, {"transform_differs"})]
+)
+def test_a_transform_may_be_described_by_a_json_that_says_the_same(
+    release, space, series_id, off_mm, found
+):
+    put_transform(release, space, series_id, off_mm)
+    assert codes(release, fast=True) == found
+    assert codes(release) == found
+
+
+def test_a_json_that_turns_the_other_way_or_cannot_be_read_is_found(release):
+    put_transform(release, "coreg", T2)
+    name = f"{UID}/{layout.transform_json(layout.coreg_transform(T2))}"
+
+    def turn(members):
+        content = json.loads(members[name])
+        content["matrix"] = np.linalg.inv(content["matrix"]).tolist()
+        members[name] = json.dumps(content).encode()
+
+    rezip(release, "coreg", turn)
+    assert codes(release, fast=True) == {"transform_differs"}
+    for broken in (b"{", b"{}", b'{"matrix": [[1, 2], [3, 4]]}', b'{"matrix": [[null]]}'):
+        rezip(release, "coreg", lambda members, broken=broken: members.update({name: broken}))
+        assert codes(release, fast=True) == {"unreadable"}
+
+
+def test_atlas_json_has_to_give_the_grid_of_the_images(release):
+    write_json(release.atlas, {"atlas": "T", "shape": list(SHAPE), "affine": ATLAS.tolist()})
+    sign(release)
+    assert codes(release) == set()
+    write_json(release.atlas, {"atlas": "T", "shape": list(SHAPE), "affine": AFFINE.tolist()})
+    sign(release)
+    assert codes(release) == {"atlas_grid"}
+    assert codes(release, fast=True) == set()
+    release.atlas.write_text('{"atlas": "T"}')
+    sign(release)
+    assert codes(release, fast=True) == {"unreadable"}
+
+
 @pytest.mark.parametrize(
     ("space", "name", "code"),
     [
         ("native", "img/secret_name.nii.gz", "member_name"),
         ("coreg", layout.coreg_transform("swi-raw-axi"), "member_unexpected"),
+        ("coreg", "transform/M_coreg_swi-raw-axi.json", "member_unexpected"),
+        ("coreg", "transform/M_coreg_swi-raw-axi.json", "member_missing"),
         ("coreg", layout.coreg_center_image(UID, "t1w-raw-sag"), "center_count"),
         ("atlas", layout.atlas_mask(UID, T2, "brain"), "member_unexpected"),
     ],

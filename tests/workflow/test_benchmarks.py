@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from benchmarks.registration.summary import summarised
 from conftest import ROOT, environment
 
 
@@ -53,3 +54,39 @@ def test_classification_is_scored_against_the_published_tiers(headers, tmp_path)
     )
     assert "published" in said
     assert (tmp_path / "scores.json").exists()
+
+
+def row(case, method, seed, cpu_s, error_mm):
+    """What the registration benchmark notes of one registration; it took `cpu_s` twice."""
+    return {
+        "set": 0, "case": case, "method": method, "seed": seed, "kind": "thick", "rigid": True,
+        "cpu_s": {"register": cpu_s, "write": cpu_s}, "tre_mm": {"mean": error_mm, "max": error_mm},
+    }  # fmt: skip
+
+
+def test_registration_fails_a_case_when_any_seed_does():
+    rows = [row("P01", "reference", 42, 20, 0.3), row("P02", "reference", 42, 10, 2.5)]
+    rows += [row("P01", "mattes", 42, 1, 0.1), row("P01", "mattes", 1, 2, 2.1)]
+    rows += [row("P02", "mattes", 42, 0.5, 0.2), row("P02", "mattes", 1, 0.5, 0.2)]
+    found = summarised(rows, ["mattes"])
+    assert found["failed"] == {"reference": ["P02"], "ours": ["P01"]}
+    assert found["failures_by_seed"] == {1: 1}
+    assert found["cpu_ratio"] == (20 + 10) / (1.5 + 0.5)
+    assert found["tre_mm"] == {"reference": None, "ours": None}  # no case where both succeed
+    assert found["tre_mm_all"] == {"reference": 1.4, "ours": 0.65}
+
+
+@pytest.mark.slow
+def test_registration_finds_a_phantom_and_goes_on_where_it_was(tmp_path):
+    out, rows = tmp_path / "out.json", tmp_path / "out.jsonl"
+    rows.write_text(json.dumps(row("P01", "reference", 42, 10, 0.3)) + "\n")
+    arguments = ("--engine", "mattes", "--quick", "--cases", "P01", "--cache", tmp_path)
+    bench("benchmarks.registration", *arguments, "--resume", "--json", out)
+    found = json.loads(out.read_text())
+    assert found["failures"] == {"reference": 0, "ours": 0}
+    assert 0 < found["tre_mm"]["ours"] < 1
+    assert found["cpu_ratio"] > 1
+    measured = rows.read_text()
+    table = bench("benchmarks.registration", *arguments, "--resume", "--json", out)
+    assert "| P01 | T1w axi <- T2w axi | 20.00 |" in table
+    assert rows.read_text() == measured

@@ -236,8 +236,9 @@ def catalog_release(
     dataset: Dataset,
     columns: Columns,
     facts: Mapping[str, str],
+    atlas: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write splits, ledger, dataset card and every repository's checksums.
+    """Write splits, ledger, dataset card, atlas.json and every repository's checksums.
 
     Parameters
     ----------
@@ -245,6 +246,8 @@ def catalog_release(
         Columns of the metadata CSVs.
     facts : mapping
         What the card says about how the release was made: versions, atlas name and hash.
+    atlas : mapping, optional
+        What `Atlas.described` says of the template behind atlas space.
 
     Returns
     -------
@@ -271,12 +274,14 @@ def catalog_release(
     series = (row for batch in order for row in read_table(release.metadata(batch)))
     with appearing_whole(release.card) as file:
         file.write(dataset_card(dataset, count_release(series, splits, counts), columns, facts))
-    checksums = []
+    written = [release.splits, release.ledger, release.card]
+    if atlas is not None:
+        write_json(release.atlas, atlas)
+        written.append(release.atlas)
     for space in [s for s in SPACES if s == "native" or s in set(spaces)]:
         release.repository(space).mkdir(parents=True, exist_ok=True)
         write_checksums(release.repository(space), _known(work, order, space))
-        checksums.append(release.checksums(space))
-    written = [release.splits, release.ledger, release.card, *checksums]
+        written.append(release.checksums(space))
     digests = {str(path.relative_to(release.root)): sha256_of(path) for path in written}
     return {"counts": counts, "digests": digests}
 

@@ -47,12 +47,19 @@ seg/<study_uid>_<series_id>_defacing-mask.nii.gz""",
 coreg_img/<study_uid>_<center_id>.nii.gz              the center, unchanged
 coreg_img/<study_uid>_coreg_<series_id>.nii.gz        the others, on its grid
 coreg_seg/<study_uid>_<center_id>_{brain,defacing}-mask.nii.gz
-transform/M_coreg_<series_id>.mat                     series to center""",
+transform/M_coreg_<series_id>.mat                     moves the series onto the center""",
     "atlas": """\
 atlas_img/<study_uid>_atlas_<series_id>.nii.gz
 atlas_seg/<study_uid>_atlas_<center_id>_{brain,defacing}-mask.nii.gz
-transform/M_atlas_<center_id>.mat                     center to atlas""",
+transform/M_atlas_<center_id>.mat                     moves the center onto the atlas""",
 }
+
+#: What stands beside each .mat with `dataset.transform_json`.
+BESIDE = {
+    "coreg": "transform/M_coreg_<series_id>.json",
+    "atlas": "transform/M_atlas_<center_id>.json",
+}
+TOLD = "                    the same as a RAS+ matrix, its quality"
 
 
 NO_LABELS = """\
@@ -233,9 +240,10 @@ def _layout(dataset: Dataset, made: Sequence[str]) -> str:
     )
     members = "\n\n".join(
         f"`mri/<batch>/<study_uid>{ZIP_SUFFIX[space]}.zip` holds `<study_uid>/` with\n\n"
-        f"```text\n{MEMBERS[space]}\n```"
+        f"```text\n{_members(space, dataset.transform_json)}\n```"
         for space in made
     )
+    template = "`atlas.json` in the atlas repository names the template, its SHA-256 and its grid."
     return f"""
 ## Layout
 
@@ -246,7 +254,14 @@ row per study), `ledger.csv` (one row per series ever seen: accepted, rejected o
 and, as every repository, `SHA256SUMS`.
 
 {members}
+
+{template if "atlas" in made else ""}
 """
+
+
+def _members(space: str, transform_json: bool) -> str:
+    beside = transform_json and space in BESIDE
+    return f"{MEMBERS[space]}\n{BESIDE[space]}{TOLD}" if beside else MEMBERS[space]
 
 
 def _numbers(counts: Mapping[str, Any], made: Sequence[str]) -> str:
@@ -300,6 +315,9 @@ def _contract() -> str:
 - Voxel axes keep the order of the acquisition: orientation may differ between series. Read the
   affine (sform and qform are equal) before comparing arrays.
 - Brain mask: 1 = brain. Defacing mask: 1 = kept, 0 = removed. Removed voxels of an image are 0.
+- Transforms are rigid, ITK's `.mat` (LPS+, mm). As images move, they bring the series to the center
+  and the center to the atlas; as points go, from the center to the series and from the atlas to the
+  center.
 - Ages are in years. Dates are shifted by one secret number of days per patient, so the intervals
   between a patient's studies are true and the dates are not.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrmill import layout
+from mrmill.provenance import engine_versions
 from mrmill.reasons import ACCEPTED, Rejected
 from mrmill.records import Outcome
 from mrmill.register.atlas import Atlas
@@ -12,7 +13,7 @@ from mrmill.register.engines import find
 from mrmill.register.quality import measure
 from mrmill.register.resampling import resample
 from mrmill.register.scans import Scan
-from mrmill.register.transforms import RigidTransform, write_transform
+from mrmill.register.transforms import RigidTransform, write_description, write_transform
 from mrmill.shards import Study, guarded
 from mrmill.volumes import read_volume, write_volume
 
@@ -47,8 +48,9 @@ def register_study(
     -------
     outcome : Outcome
         Accepted; per series one entry for each space. An entry has `files` (kind -> name below
-        `scratch`); where a transform was found also `quality` (`quality.measure`)
-        and `matrix` (RAS+ 4x4, takes points of the center or atlas to points of the series).
+        `scratch`); where a transform was found also `engine` (the one that found it), `quality`
+        (`quality.measure`) and `matrix` (RAS+ 4x4, takes points of the center or atlas to points
+        of the series).
     """
     series = study.upstream["deface"].outcome.accepted_series()
     center = next(entry for entry in series if entry["is_center_modality"])
@@ -139,15 +141,30 @@ class _Work:
 
     def _fit(self, entry: Entry, fixed: Scan, moving: Scan) -> RigidTransform:
         """Register two scans, note how well they fit then, and refuse what does not."""
-        found = find(fixed, moving, self.settings).transform
+        found = find(fixed, moving, self.settings)
+        entry["engine"], found = found.engine, found.transform
         entry["matrix"] = found.matrix.tolist()
         entry["quality"] = measure(found, fixed, moving)
         check(entry["quality"], self.settings)
         return found
 
     def _save_transform(self, entry: Entry, member: str, transform: RigidTransform) -> None:
+        """Write a transform and, beside it, what it is."""
         entry["files"]["transform"] = name = f"{entry['space']}/{member}"
         write_transform(self.scratch / name, transform)
+        entry["files"]["transform_json"] = name = layout.transform_json(name)
+        in_atlas = entry["space"] == "atlas"
+        write_description(
+            self.scratch / name,
+            transform,
+            fixed=self.atlas.described() if in_atlas else {"series_id": self.center["series_id"]},
+            moving={"series_id": entry["series_id"]},
+            study_uid=self.study_uid,
+            engine={"asked": self.settings.engine, "found_by": entry["engine"]},
+            seed=self.settings.seed,
+            versions=engine_versions(self.settings.engine),
+            quality=entry["quality"],
+        )
 
     def _save_image(self, entry: Entry, kind: str, member: str, data: "NDArray") -> None:
         entry["files"][kind] = name = f"{entry['space']}/{member}"

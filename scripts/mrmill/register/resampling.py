@@ -10,6 +10,9 @@ from mrmill.volumes import Volume
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+#: Positions further out than this cannot be held; no voxel of a head is.
+MAX_POSITION_VOXELS = 2**22
+
 
 def resample(
     moving: Volume, grid: Volume, transform: RigidTransform, order: Literal[0, 1] = 1
@@ -28,26 +31,19 @@ def resample(
     Returns
     -------
     sampled : ndarray
-        0 outside the field of `moving`, which reaches to the outer faces of its border voxels
-        as in ITK. A mask is thus 0 there too: outside the defacing mask's field nothing was
-        kept, and outside the brain mask's field no brain is known.
+        In Fortran order, as files hold it. 0 outside the field of `moving`, which reaches to the
+        outer faces of its border voxels as in ITK. A mask is thus 0 there too: outside the
+        defacing mask's field nothing was kept, and outside the brain mask's field no brain is
+        known.
     """
-    from scipy.ndimage import affine_transform
+    from mrmill.register.interpolation import VOXEL, linear, nearest
 
-    to_voxel = np.linalg.inv(moving.affine) @ transform.matrix @ grid.affine
-    # one repeated voxel around the field lets scipy's fast constant mode reach the outer faces
-    padded = np.pad(moving.data, 1, mode="edge")
-    sampled = affine_transform(
-        padded,
-        to_voxel[:3, :3],
-        to_voxel[:3, 3] + 1,
-        output_shape=grid.data.shape,
-        output=np.float32 if order else moving.data.dtype,
-        order=order,
-        mode="constant",
-    )
-    axes = np.ogrid[tuple(slice(n) for n in grid.data.shape)]
-    for row, n in zip(to_voxel[:3], moving.data.shape, strict=True):
-        position = sum(step * axis for step, axis in zip(row, axes, strict=False)) + row[3]
-        sampled[(position < -0.5) | (position > n - 0.5)] = 0
+    sampled = np.zeros(grid.data.shape, np.float32 if order else moving.data.dtype, order="F")
+    to_voxel = (np.linalg.inv(moving.affine) @ transform.matrix @ grid.affine)[:3]
+    if (np.abs(to_voxel) @ (*grid.data.shape, 1)).max() < MAX_POSITION_VOXELS:
+        source = np.asarray(moving.data, moving.data.dtype.newbyteorder("="))
+        if not source.flags.c_contiguous:
+            source, to_voxel = np.ascontiguousarray(source.T), to_voxel[::-1]
+        steps = np.rint(to_voxel * VOXEL).astype(np.int64)
+        (linear if order else nearest)(source, steps, sampled.T)
     return sampled

@@ -3,9 +3,10 @@
 All points are in mm in NIfTI's frame (RAS+); only the `.mat` files speak ITK's (LPS+).
 """
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -14,6 +15,17 @@ if TYPE_CHECKING:
 
 #: Turns RAS+ into LPS+ coordinates and back.
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+#: Which way a transform goes, in the words of its JSON.
+DIRECTION = {
+    "images": "the moving image comes to lie on the fixed one",
+    "points": "matrix @ [x, y, z, 1] takes a point of the fixed image to the same anatomy in the "
+    "moving image; the inverse of the matrix takes points of the moving image to the fixed one",
+    "coordinates": "RAS+, mm: x to the patient's right, y to the front, z up, as in NIfTI",
+}
+
+#: Decimals of the numbers in a JSON; 1e-12 of a rotation is 1e-10 mm at the edge of a head.
+DECIMALS = 12
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,20 @@ class RigidTransform:
         """Return this transform followed by one that starts where this one ends."""
         return RigidTransform(further.matrix @ self.matrix)
 
+    @classmethod
+    def between(cls, points_mm: "ArrayLike", targets_mm: "ArrayLike") -> "RigidTransform":
+        """Return the transform that brings points, (n, 3), nearest to their targets.
+
+        Least squares (Kabsch 1976, Acta Cryst. A32:922).
+        """
+        points, targets = np.asarray(points_mm, dtype=float), np.asarray(targets_mm, dtype=float)
+        middle, goal = points.mean(axis=0), targets.mean(axis=0)
+        left, _, right = np.linalg.svd((targets - goal).T @ (points - middle))
+        matrix = np.eye(4)
+        matrix[:3, :3] = left @ np.diag([1, 1, np.linalg.det(left @ right)]) @ right
+        matrix[:3, 3] = goal - matrix[:3, :3] @ middle
+        return cls(matrix)
+
     @property
     def rotation_degrees(self) -> float:
         """Angle of the rotation around its one axis."""
@@ -65,11 +91,28 @@ def write_transform(path: Path, transform: RigidTransform) -> None:
     savemat(path, content, format="4")
 
 
-def read_transform(path: Path) -> RigidTransform:
+def write_description(path: Path, transform: RigidTransform, **about: Any) -> None:
+    """Write a transform as JSON: its RAS+ matrix, which way it goes, and what else is known of it.
+
+    Parameters
+    ----------
+    about : plain values
+        What is fixed and what moves, engine, versions, quality figures, ... Nothing here may
+        change from run to run: no time, no host, no path.
+    """
+    matrix = (np.round(transform.matrix, DECIMALS) + 0.0).tolist()  # + 0.0: no negative zeros
+    content = {"matrix": matrix, "direction": DIRECTION, **about}
+    # a line for each of them: a matrix over twenty lines is nothing to look at
+    lines = [f"{json.dumps(n)}: {json.dumps(content[n], sort_keys=True)}" for n in sorted(content)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def read_transform(file: Path | BinaryIO) -> RigidTransform:
     """Read a linear transform from ITK's `.mat`, as written here or by ANTs."""
     from scipy.io import loadmat
 
-    content = loadmat(path)
+    content = loadmat(file)
     name = next(name for name in content if name.startswith("AffineTransform"))
     parameters, center = content[name].ravel().astype(float), content["fixed"].ravel()
     matrix = np.eye(4)

@@ -12,7 +12,15 @@ from mrmill.reasons import ACCEPTED
 from mrmill.records import sha256_of
 from mrmill.tables import load_table
 from mrmill.verify.tables import Rows, read_checked
-from mrmill.verify.zips import Problem, StudyZip, member_problems, read_zips, volume_problems
+from mrmill.verify.zips import (
+    Problem,
+    StudyZip,
+    member_problems,
+    read_atlas,
+    read_zips,
+    transform_problems,
+    volume_problems,
+)
 
 #: What the Hub and its client add to a downloaded repository.
 NOT_OURS = (".cache", ".git", ".gitattributes")
@@ -60,10 +68,13 @@ def verify_release(
             problems += _checksum_problems(release, space)
             zips[space], found = read_zips(release, space)
             problems += found
+    atlas, found = read_atlas(release)
+    problems += found
     for archive in (archive for space in SPACES for archive in zips[space]):
         problems += member_problems(archive)
+        problems += transform_problems(archive)
         if not fast:
-            problems += volume_problems(archive)
+            problems += volume_problems(archive, atlas)
     if release.repository("native").is_dir():
         problems += _table_problems(release, zips, published(columns or load_columns()))
     return sorted({Problem(_below(root, p.where), p.code, p.text) for p in problems})

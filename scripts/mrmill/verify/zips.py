@@ -1,17 +1,21 @@
 """Hold the zips of a release against the dataset guide: names of the members, and voxels."""
 
+import io
+import json
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mrmill import layout
 from mrmill.layout import ZIP_SUFFIX, ReleaseTree
+from mrmill.register.transforms import read_transform
 
 if TYPE_CHECKING:
     import nibabel as nib
@@ -21,6 +25,10 @@ Key = tuple[str, str]
 PLACE = "\0"  # stands for a series id while a name becomes a pattern
 MAX_CORNER_MM = 0.01
 MAX_AFFINE_DIFFERENCE = 1e-4  # float32 in a header, in mm at the edge of a field
+
+#: How far a JSON may take a point from where its .mat takes it, at the corners of any head's box.
+MAX_TRANSFORM_MM = 1e-6
+CORNERS_MM = np.array([[x, y, z, 1] for x, y, z in product((-150.0, 150.0), repeat=3)])
 
 #: Space -> kind of member -> its name, of (study_uid, series_id).
 MEMBERS: dict[str, dict[str, Callable[[str, str], str]]] = {
@@ -33,12 +41,14 @@ MEMBERS: dict[str, dict[str, Callable[[str, str], str]]] = {
         "center": layout.coreg_center_image,
         "image": layout.coreg_image,
         "transform": lambda _, series: layout.coreg_transform(series),
+        "transform_json": lambda _, series: layout.transform_json(layout.coreg_transform(series)),
         "brain": lambda uid, series: layout.coreg_mask(uid, series, "brain"),
         "defacing": lambda uid, series: layout.coreg_mask(uid, series, "defacing"),
     },
     "atlas": {
         "image": layout.atlas_image,
         "transform": lambda _, series: layout.atlas_transform(series),
+        "transform_json": lambda _, series: layout.transform_json(layout.atlas_transform(series)),
         "brain": lambda uid, series: layout.atlas_mask(uid, series, "brain"),
         "defacing": lambda uid, series: layout.atlas_mask(uid, series, "defacing"),
     },
@@ -153,6 +163,8 @@ def member_problems(archive: StudyZip) -> Iterator[Problem]:
         },
         "atlas": {"image": series | center, "brain": center, "defacing": center},
     }[archive.space]
+    if archive.series("transform_json"):  # a release has none, or one beside each transform
+        wanted["transform_json"] = archive.series("transform")
     if archive.space != "native" and len(center) != 1:
         text = f"has {len(center)} center series, must have 1"
         yield Problem(str(archive.path), "center_count", text)
@@ -167,12 +179,55 @@ def member_problems(archive: StudyZip) -> Iterator[Problem]:
             )
 
 
-def volume_problems(archive: StudyZip) -> Iterator[Problem]:
-    """Open every image of a zip and hold it against the image whose grid it must have."""
+def transform_problems(archive: StudyZip) -> Iterator[Problem]:
+    """Hold the JSON beside each transform against the transform."""
+    pairs = archive.series("transform") & archive.series("transform_json")
+    with zipfile.ZipFile(archive.path) as file:
+        for series_id in sorted(pairs):
+            names = [archive.members[kind, series_id] for kind in ("transform", "transform_json")]
+            where = f"{archive.path}:{names[1]}"
+            try:
+                transform = read_transform(io.BytesIO(file.read(names[0])))
+                rows = json.loads(file.read(names[1]))["matrix"]
+                told = np.array(rows, dtype=float).reshape(4, 4)
+                apart = np.abs(CORNERS_MM @ (told - transform.matrix)[:3].T).max()
+            except Exception as error:  # whatever a broken file makes a reader raise
+                text = f"cannot be read, or its .mat: {type(error).__name__}"
+                yield Problem(where, "unreadable", text)
+                continue
+            if not apart <= MAX_TRANSFORM_MM:
+                text = f"its matrix is not that of the .mat: {apart:.1e} mm apart"
+                yield Problem(where, "transform_differs", text)
+
+
+def read_atlas(release: ReleaseTree) -> tuple[dict[str, Any], list[Problem]]:
+    """Return what atlas.json says, nothing where there is none, and what is wrong with it."""
+    if not release.atlas.is_file():
+        return {}, []
+    try:
+        atlas = json.loads(release.atlas.read_text(encoding="utf-8"))
+        np.array(atlas["affine"], dtype=float).reshape(4, 4), atlas["shape"]
+        return atlas, []
+    except (ValueError, LookupError, TypeError) as error:
+        text = f"does not tell the grid of the atlas: {type(error).__name__}"
+        return {}, [Problem(str(release.atlas), "unreadable", text)]
+
+
+def volume_problems(archive: StudyZip, atlas: Mapping[str, Any]) -> Iterator[Problem]:
+    """Open every image of a zip and hold it against the image whose grid it must have.
+
+    Parameters
+    ----------
+    atlas : mapping
+        What atlas.json says; empty where nothing is known of the template.
+    """
     with zipfile.ZipFile(archive.path) as file, TemporaryDirectory(prefix="mrmill-") as scratch:
         for reference, dependents in _groups(archive):
             base, problems = _open(archive, file, reference, Path(scratch))
             yield from problems
+            if base is not None and atlas and archive.space == "atlas":
+                at = f"{archive.path}:{archive.members[reference]}"
+                yield from _atlas_problems(at, base, atlas)
             for key in dependents:
                 image, problems = _open(archive, file, key, Path(scratch))
                 yield from problems
@@ -182,9 +237,17 @@ def volume_problems(archive: StudyZip) -> Iterator[Problem]:
                     yield from _pair_problems(*where, key[0], base, image, resampled)
 
 
+def _atlas_problems(
+    where: str, image: "nib.Nifti1Image", atlas: Mapping[str, Any]
+) -> Iterator[Problem]:
+    near = np.allclose(image.affine, atlas["affine"], rtol=0, atol=MAX_AFFINE_DIFFERENCE)
+    if list(image.shape) != atlas["shape"] or not near:
+        yield Problem(where, "atlas_grid", "is not on the grid that atlas.json gives")
+
+
 def _groups(archive: StudyZip) -> list[tuple[Key, list[Key]]]:
     """Return each reference image and the members that must lie on its grid."""
-    images = sorted(key for key in archive.members if key[0] != "transform")
+    images = sorted(key for key in archive.members if key[0] in TYPES[archive.space])
     if archive.space == "native":
         bases = [key for key in images if key[0] == "image"]
         return [(b, [k for k in images if k[1] == b[1] and k != b]) for b in bases]

@@ -1,6 +1,6 @@
 """Engines: ways to find the rigid transform that lays a moving scan over a fixed one.
 
-Each is one module here with a function `find(fixed, moving, settings)`; its name is the word in
+Each is one module here with a function `find(fixed, moving, settings, same_head)`; its name is the word in
 the configuration. What comes after (measures, resampling, files) knows nothing of engines.
 """
 
@@ -38,12 +38,18 @@ class Found:
     spread_mm: float = 0.0
 
 
-def find(fixed: Scan, moving: Scan, settings: "Register") -> Found:
+def find(fixed: Scan, moving: Scan, settings: "Register", same_head: bool = True) -> Found:
     """Find the rigid transform that lays a moving scan over a fixed one.
+
+    Parameters
+    ----------
+    same_head : bool
+        False: the two are of different people, as onto an atlas.
 
     Raises
     ------
     Rejected
         `reg_failed` when the engine gives up.
     """
-    return import_module(f"mrmill.register.engines.{settings.engine}").find(fixed, moving, settings)
+    engine = import_module(f"mrmill.register.engines.{settings.engine}")
+    return engine.find(fixed, moving, settings, same_head)

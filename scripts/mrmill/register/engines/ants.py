@@ -24,7 +24,11 @@ BINS = 32  # of Mattes' metric in the published recipe
 
 
 def find(
-    fixed: Scan, moving: Scan, settings: "Register", start: RigidTransform | None = None
+    fixed: Scan,
+    moving: Scan,
+    settings: "Register",
+    same_head: bool = True,
+    start: RigidTransform | None = None,
 ) -> Found:
     """Register as MR-RATE does: antspyx, Rigid, Mattes mutual information, its own defaults.
 
