@@ -50,6 +50,9 @@ NOISE, STRONG_NOISE = 14.0, 70.0  # thousandths of the brightest tissue, in each
 POOR_MASKS = 0.25  # share of masks with large errors
 SAME_SHAPE = Warp(np.ones(3), np.zeros((0, 3)), np.zeros((0, 3)), np.zeros(0))
 
+#: Word, height of its middle in the head, least and greatest extent along the slices' normal.
+SLABS = (("vertex", 42, (60, 70)), ("base", -34, (60, 70)), ("short", 4, (112, 122)))
+
 
 @dataclass(frozen=True)
 class Row:
@@ -63,7 +66,8 @@ class Row:
         skull.
     fixed, moving : str
         Contrast, plane (axi, sag, cor; `3d` for 1 mm), and any of `oblique`, `vertex`, `base`
-        (a slab there), `lesion`, `bias`, `noise`, `face` (not defaced). `template` for A and T.
+        (a slab there), `short` (top and bottom of the brain cut), `lesion`, `bias`, `noise`,
+        `face` (not defaced), `odd` (a head of unusual shape). `template` for A and T.
     turn_deg, shift_mm : float
         How far the head turned, and the largest shift along any axis, at most; at least four
         fifths of it.
@@ -146,14 +150,18 @@ ROWS = (
     Row("A11", "template", "T1w cor bias", 15, 20, same_shape=False),
     Row("A12", "template", "T1w axi oblique", 20, 20, same_shape=False),
     Row("A13", "template", "T1w axi lesion noise", 30, 40, same_shape=False),
+    Row("A14", "template", "T1w 3d odd", 15, 20, same_shape=False),
+    Row("A15", "template", "T1w axi odd", 15, 20, same_shape=False),
+    Row("A16", "template", "T1w axi odd short", 20, 20, same_shape=False),
+    Row("A17", "template", "T1w sag odd", 20, 30, same_shape=False),
     Row("T01", "template", "T1w 3d", 15, 20),
     Row("T02", "template", "T1w axi", 30, 40),
     Row("T03", "template", "T1w axi", 15, 20, same_shape=False),
     Row("T04", "template", "T1w 3d", 20, 20, same_shape=False),
 )
 
-#: One of each kind, the quickest of it.
-QUICK = ("C02", "C11", "C21", "C27", "P01", "A02")
+#: Some of each kind, those that take the reference least time.
+QUICK = ("C21", "C22", "C25", "C33", "P07", "A07")
 
 
 @dataclass(frozen=True)
@@ -272,7 +280,8 @@ class _Maker:
         self.row = row
         self.rng = np.random.default_rng([seed, crc32(row.name.encode())])
         own_shape = row.group in "CP" or not row.same_shape
-        self.warp = Warp.random(self.rng) if own_shape else SAME_SHAPE
+        draw_shape = odd_shape if "odd" in row.moving else Warp.random
+        self.warp = draw_shape(self.rng) if own_shape else SAME_SHAPE
 
     def write(self, folder: Path) -> None:
         """Make the pair and write it."""
@@ -368,9 +377,9 @@ class _Maker:
         if "oblique" in features:
             tilt = rng.uniform(25, 38) * rng.choice([-1, 1])
             taken = replace(taken, tilt_deg=(tilt, *rng.uniform(-10, 10, 2)))
-        for slab, height_mm in (("vertex", 42), ("base", -34)):
+        for slab, height_mm, extent_mm in SLABS:
             if slab in features:
-                slices = round(rng.uniform(60, 70) / taken.spacing_mm[2])
+                slices = round(rng.uniform(*extent_mm) / taken.spacing_mm[2])
                 center[2] = height_mm + rng.uniform(-3, 3)
                 taken = replace(taken, slices=slices)
         return replace(taken, centre_mm=tuple(center))
@@ -525,6 +534,12 @@ def _leak(rng: np.random.Generator) -> tuple[NDArray, float]:
     if rng.random() < 0.5:
         return np.array((rng.choice([-1, 1]) * 28.0, 40.0, -40.0)), rng.uniform(11, 15)
     return np.array((0.0, -32.0, -72.0)), rng.uniform(13, 18)
+
+
+def odd_shape(rng: np.random.Generator) -> Warp:
+    """Draw a head further from the standard one than `Warp.random` does: long, flat, uneven."""
+    usual = Warp.random(rng, n_waves=10)
+    return replace(usual, scale=rng.uniform(0.82, 1.0, 3), amplitude_mm=1.3 * usual.amplitude_mm)
 
 
 def from_standard(warp: Warp, points_mm: NDArray) -> NDArray[np.float64]:

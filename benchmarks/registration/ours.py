@@ -62,17 +62,18 @@ def register_series(
     with clock.part("read"):
         center, moving = read_scan(*center_files), read_scan(*moving_files)
     with clock.part("register"):
-        found = find(center, moving, settings).transform
+        found = find(center, moving, settings)
     with clock.part("resample"):
-        in_coreg = resample(moving.volume, center.volume, found)
-        in_atlas = resample(moving.volume, atlas.volume, atlas_to_center.then(found))
+        to_moving = found.transform
+        in_coreg = resample(moving.volume, center.volume, to_moving)
+        in_atlas = resample(moving.volume, atlas.volume, atlas_to_center.then(to_moving))
     with clock.part("write"):
-        write_transform(out / "transform.mat", found)
+        write_transform(out / "transform.mat", found.transform)
         write_volume(out / "coreg.nii.gz", in_coreg, center.volume.affine)
         write_volume(out / "atlas.nii.gz", in_atlas, atlas.volume.affine)
     with clock.part("measure"):
         measure(found, center, moving)
-    return found, clock
+    return found.transform, clock
 
 
 def register_center(
@@ -100,16 +101,16 @@ def register_center(
         center = read_scan(*center_files)
         masks = [read_volume(path) for path in mask_files]
     with clock.part("register"):
-        fixed, moving = atlas.brain_only(), center.brain_only()
-        found = find(fixed, moving, settings).transform
+        fixed, moving = atlas.brain_only, center.brain_only
+        found = find(fixed, moving, settings, same_head=False)
     with clock.part("resample"):
-        in_atlas = resample(center.volume, atlas.volume, found)
-        warped = [resample(mask, atlas.volume, found, order=0) for mask in masks]
+        in_atlas = resample(center.volume, atlas.volume, found.transform)
+        warped = [resample(mask, atlas.volume, found.transform, order=0) for mask in masks]
     with clock.part("write"):
-        write_transform(out / "transform.mat", found)
+        write_transform(out / "transform.mat", found.transform)
         write_volume(out / "atlas.nii.gz", in_atlas, atlas.volume.affine)
         for number, mask in enumerate(warped):
             write_volume(out / f"mask{number}.nii.gz", mask, atlas.volume.affine)
     with clock.part("measure"):
         measure(found, fixed, moving)
-    return found, clock
+    return found.transform, clock

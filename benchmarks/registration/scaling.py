@@ -42,6 +42,8 @@ def measured(engine: str, folder: Path) -> dict[str, Any]:
         f"{cores}_workers": together,
         "speedup": round(together["series_per_s"] / alone["series_per_s"], 2),
         "share_of_ideal": round(together["series_per_s"] / alone["series_per_s"] / cores, 3),
+        # the same where other work takes part of the cores: what a series costs beside others
+        "share_of_ideal_by_cpu": round(alone["cpu_s_per_series"] / together["cpu_s_per_series"], 3),
         "peak_mib_256_float32": _peak_mib(engine, big),
     }
 
@@ -136,6 +138,7 @@ def table(results: dict[str, Any]) -> str:
             f"| CPU s a series | {alone['cpu_s_per_series']} | {together['cpu_s_per_series']} |",
             f"| cores in use | {alone['cores_used']} | {together['cores_used']} |",
             f"| throughput, share of ideal | | {results['share_of_ideal']} |",
+            f"| the same by CPU time | | {results['share_of_ideal_by_cpu']} |",
             f"| peak memory of a worker, MiB | {alone['peak_mib']} | {together['peak_mib']} |",
             f"| the same, two images of 256^3 float32 | {results['peak_mib_256_float32']} | |",
         ]

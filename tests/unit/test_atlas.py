@@ -46,7 +46,7 @@ def test_a_template_with_a_skull_needs_its_mask(tmp_path):
     assert atlas.mask_sha256 == hashlib.sha256(mask.read_bytes()).hexdigest()
     assert (
         atlas.brain.sum()
-        == (atlas.brain_only().volume.data > 0).sum()
+        == (atlas.brain_only.volume.data > 0).sum()
         < (atlas.volume.data > 0).sum()
     )
 

@@ -13,11 +13,11 @@ from mrmill.reasons import Rejected
 from mrmill.records import Outcome, Record
 from mrmill.register import check, register_study
 from mrmill.register.atlas import Atlas
-from mrmill.register.engines import Found, ants, find
+from mrmill.register.engines import Found, find
 from mrmill.register.quality import measure, normalised_mutual_information
 from mrmill.register.resampling import resample
 from mrmill.register.scans import Scan
-from mrmill.register.transforms import RigidTransform, read_transform, write_transform
+from mrmill.register.transforms import RigidTransform, read_transform
 from mrmill.shards import Study
 from mrmill.volumes import Volume, read_volume, write_volume
 
@@ -113,40 +113,6 @@ def test_noise_does_not_pass_as_a_brain(fixed):
     found = find(fixed, moving, SETTINGS).transform
     with pytest.raises(Rejected, match="reg_failed"):
         check(measure(found, fixed, moving), SETTINGS)
-
-
-# Resampling, against ANTs
-
-OBLIQUE = rigid((10, -20, 30), (12.5, -7, 40))
-
-
-@pytest.mark.parametrize(("order", "interpolator"), [(1, "linear"), (0, "nearestNeighbor")])
-def test_resampling_gives_what_antsapplytransforms_gives(fixed, tmp_path, order, interpolator):
-    itk = ants.import_ants()
-    shape = (40, 30, 11)
-    values = np.random.default_rng(1).uniform(50, 100, shape).astype(np.float32)
-    moving = Volume(values, grid(shape, (4, 4, 12), (5, 10, 0), (10, 0, 30), flip=(-1, 1, 1)))
-    write_transform(tmp_path / "M.mat", OBLIQUE)
-    expected = itk.apply_transforms(
-        ants.to_ants(fixed.volume),
-        ants.to_ants(moving),
-        [str(tmp_path / "M.mat")],
-        interpolator=interpolator,
-    ).numpy()
-    ours = resample(moving, fixed.volume, OBLIQUE, order)
-    # float32 transforms may decide otherwise on the very face of a voxel
-    assert (np.abs(ours - expected) > 0.01).mean() < 2e-4
-    assert 0.02 < (ours == 0).mean() < 0.95
-
-
-def test_a_mask_is_0_outside_its_field_and_keeps_its_type(fixed):
-    kept = Volume(np.ones((10, 10, 10), np.uint8), grid((10, 10, 10), (5, 5, 5)))
-    sampled = resample(kept, fixed.volume, RigidTransform(), order=0)
-    assert sampled.dtype == np.uint8
-    points = nib.affines.apply_affine(
-        fixed.volume.affine, np.moveaxis(np.indices(sampled.shape), 0, -1)
-    )
-    np.testing.assert_array_equal(sampled == 1, (np.abs(points) <= 25).all(axis=-1))
 
 
 # Measures

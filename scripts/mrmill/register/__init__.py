@@ -105,7 +105,7 @@ class _Work:
         uid, center_id = self.study_uid, self.center["series_id"]
         with guarded(in_atlas):
             try:
-                found = self._fit(in_atlas, self.atlas.brain_only(), self.scan.brain_only())
+                found = self._fit(in_atlas, self.atlas.brain_only, self.scan.brain_only)
             except Rejected as failed:
                 raise Rejected("center_reg_failed", failed.found, failed.limit) from failed
             self._save_transform(in_atlas, layout.atlas_transform(center_id), found)

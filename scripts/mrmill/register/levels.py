@@ -14,6 +14,13 @@ from mrmill.volumes import Volume
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+#: Levels of an image, and the resolution of the first two in mm; the last is as acquired.
+COARSE, FINE, ACQUIRED = range(3)
+COARSE_MM, FINE_MM = 4.0, 2.0
+
+#: What is further from the brain than this is not looked at.
+REACH_MM = 20.0
+
 #: Edge of the cells in which the brain's surroundings are told, in mm.
 CELL_MM = 4.0
 
@@ -207,6 +214,28 @@ class Shading:
         scale = (BINS - 1) * FIXED / max(high - low, 1e-12)
         _places(image.voxels, gain * np.float32(scale), *steps, np.float32(low * scale), places)
         return Image(places, image.affine)
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A scan as the engine sees it: coarse, fine and as acquired, the part around the brain."""
+
+    levels: tuple[Image, Image, Image]
+    region: Region
+    shading: Shading
+
+    @classmethod
+    def of(cls, scan: Scan) -> "Sight":
+        """Prepare a scan; the same for every pair that it is part of."""
+        region = region_of(scan)
+        acquired = region.cut(image_of(scan.volume), REACH_MM)
+        fine = acquired.shrunk(FINE_MM)
+        shading = Shading.of(fine, region, np.random.default_rng(0))
+        return cls((fine.shrunk(COARSE_MM), fine, acquired), region, shading)
+
+    def values(self, level: int, points: "NDArray[np.float64]") -> "NDArray[np.float32]":
+        """Sample a level at points (n, 3) in mm, without shading."""
+        return self.levels[level].at(points) * self.shading.gain(points)
 
 
 def window(values: "NDArray[np.float32]") -> tuple[float, float]:

@@ -202,6 +202,67 @@ def derivative(points, bins, position, slope, log_ratio, n_inside, by_matrix):
 
 
 @compiled
+def shaded_histogram(values, gains, bins, scale, low, joint, position):
+    """Fill the joint histogram of samples whose values are scaled one by one.
+
+    Parameters
+    ----------
+    values, gains : (n,) ndarray of float32 and float64
+        Interpolated values, and what to multiply them with.
+    scale, low : float
+        A value v lies at v * scale - low on the axis of bins, clipped to its range.
+    joint, position
+        Filled, as by `joint_histogram`; -1 where the value is clipped.
+    """
+    joint[:] = 0
+    for n in range(values.shape[0]):
+        place = values[n] * gains[n] * scale - low
+        within = 0 < place < BINS - 1
+        place = min(max(place, 0.0), BINS - 1.0) + PAD
+        position[n] = place if within else -1
+        first = int(place) - 1
+        r = place - int(place)
+        q = 1 - r
+        row = joint[bins[n]]
+        row[first] += q * q * q / 6
+        row[first + 1] += (4 - 6 * r * r + 3 * r * r * r) / 6
+        row[first + 2] += (4 - 6 * q * q + 3 * q * q * q) / 6
+        row[first + 3] += r * r * r / 6
+
+
+@compiled
+def shading_derivative(bins, position, terms, low, log_ratio, by_logs):
+    """Fill the derivative of the mutual information by the coefficients of the gains' logarithm.
+
+    Parameters
+    ----------
+    terms : (n, m) ndarray of float64
+        What each coefficient adds to the logarithm of a sample's gain.
+    by_logs : (m,) ndarray of float64
+        Filled.
+    """
+    by_logs[:] = 0
+    for n in range(position.shape[0]):
+        place = position[n]
+        if place < 0:
+            continue
+        first = int(place) - 1
+        r = place - int(place)
+        q = 1 - r
+        row = log_ratio[bins[n]]
+        force = 0.5 * (
+            -q * q * row[first]
+            + (3 * r * r - 4 * r) * row[first + 1]
+            + (4 * q - 3 * q * q) * row[first + 2]
+            + r * r * row[first + 3]
+        )
+        force *= place - PAD + low
+        for m in range(terms.shape[1]):
+            by_logs[m] += force * terms[n, m]
+    by_logs /= position.shape[0]
+
+
+@compiled
 def many(voxels, points, bins, matrices, scale, scores):
     """Rate many poses by the information they give: mutual, joint entropy, share inside.
 

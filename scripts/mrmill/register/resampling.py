@@ -38,10 +38,10 @@ def resample(
     """
     from mrmill.register.interpolation import VOXEL, linear, nearest
 
-    sampled = np.zeros(grid.data.shape, np.float32 if order else moving.data.dtype, order="F")
+    source = np.asarray(moving.data, moving.data.dtype.newbyteorder("="))
+    sampled = np.zeros(grid.data.shape, np.float32 if order else source.dtype, order="F")
     to_voxel = (np.linalg.inv(moving.affine) @ transform.matrix @ grid.affine)[:3]
     if (np.abs(to_voxel) @ (*grid.data.shape, 1)).max() < MAX_POSITION_VOXELS:
-        source = np.asarray(moving.data, moving.data.dtype.newbyteorder("="))
         if not source.flags.c_contiguous:
             source, to_voxel = np.ascontiguousarray(source.T), to_voxel[::-1]
         steps = np.rint(to_voxel * VOXEL).astype(np.int64)

@@ -1,6 +1,7 @@
 """What registration works on: an image, and where its brain is."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +10,8 @@ from mrmill.volumes import Volume
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from mrmill.register.levels import Sight
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,14 @@ class Scan:
     volume: Volume
     brain: "NDArray[np.bool_]"
 
+    @cached_property
+    def sight(self) -> "Sight":
+        """What the `mattes` engine and the measures of quality look at; made once."""
+        from mrmill.register.levels import Sight
+
+        return Sight.of(self)
+
+    @cached_property
     def brain_only(self) -> "Scan":
-        """Return the scan with everything outside the brain set to 0."""
+        """The scan with everything outside the brain set to 0; made once."""
         return Scan(Volume(self.volume.data * self.brain, self.volume.affine), self.brain)

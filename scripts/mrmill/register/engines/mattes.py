@@ -18,7 +18,7 @@ import numpy as np
 from mrmill.register import metric
 from mrmill.register.descent import AFFINE, RIGID, Motion, minimum
 from mrmill.register.engines import Found
-from mrmill.register.levels import Image, Region, Shading, image_of, region_of, window
+from mrmill.register.levels import ACQUIRED, COARSE, FINE, Region, Sight, window
 from mrmill.register.scans import Scan
 from mrmill.register.transforms import RigidTransform
 
@@ -27,12 +27,9 @@ if TYPE_CHECKING:
 
     from mrmill.config import Register
 
-#: Levels: resolution in mm (none: as acquired), samples, how far from the brain they reach and the
-#: step at which a descent ends, both in mm.
-COARSE, FINE, ACQUIRED = range(3)
-RESOLUTION_MM = (4.0, 2.0)
+#: By level: samples, how far from the brain they reach and the step at which a descent ends, in mm.
 SAMPLES = (12_000, 40_000, 200_000)
-MARGIN_MM = (20.0, 12.0, 10.0)
+MARGIN_MM = (20.0, 12.0, 2.0)
 TOLERANCE_MM = (0.1, 0.02, 0.01)
 
 #: The search: turns up to `TURN_DEG`, `TURN_STEP_DEG` apart, and shifts along the axes.
@@ -64,33 +61,11 @@ def find(fixed: Scan, moving: Scan, settings: "Register", same_head: bool = True
     do not.
     """
     rng = np.random.default_rng(settings.seed)
-    sights = [Sight.of(scan, rng) for scan in (fixed, moving)]
+    sights = fixed.sight, moving.sight
     if moving.volume.spacing_mm.max() <= fixed.volume.spacing_mm.max():
         return _search(*sights, same_head, rng)
     found = _search(*reversed(sights), same_head, rng)
     return Found(found.transform.inverse(), "mattes", found.start.inverse(), found.spread_mm)
-
-
-@dataclass(frozen=True)
-class Sight:
-    """A scan as the engine sees it: coarse, fine and as acquired, the part around the brain."""
-
-    levels: tuple[Image, Image, Image]
-    region: Region
-    shading: Shading
-
-    @classmethod
-    def of(cls, scan: Scan, rng: np.random.Generator) -> "Sight":
-        """Prepare a scan."""
-        region = region_of(scan)
-        acquired = region.cut(image_of(scan.volume), MARGIN_MM[COARSE])
-        fine = acquired.shrunk(RESOLUTION_MM[FINE])
-        coarse = fine.shrunk(RESOLUTION_MM[COARSE])
-        return cls((coarse, fine, acquired), region, Shading.of(fine, region, rng))
-
-    def values(self, level: int, points: "NDArray[np.float64]") -> "NDArray[np.float32]":
-        """Sample a level at points (n, 3) in mm, without shading."""
-        return self.levels[level].at(points) * self.shading.gain(points)
 
 
 @dataclass(frozen=True)
@@ -122,12 +97,52 @@ def _search(still: Sight, other: Sight, same_head: bool, rng: np.random.Generato
     rivals = fine.distinct(optima, RIVAL)
     start = rivals[0]
     spread_mm = max(fine.apart_mm(start.pose, rival.pose) for rival in rivals)
+    if os.environ.get("RESET"):
+        import dataclasses
+        k = float(os.environ["RESET"])
+        still, other = (dataclasses.replace(s, shading=dataclasses.replace(s.shading, logs=s.shading.logs * k)) for s in (still, other))
+    for _ in range(ROUNDS):
+        other = _reshaded(still, other, start.pose, rng)
+        still = _reshaded(other, still, start.pose.inverse(), rng)
+    if ROUNDS:
+        start = Matching(still, other, FINE, rng).descend(start.pose, start.curvature)
     if same_head:
         last = Matching(still, other, ACQUIRED, rng).descend(start.pose, start.curvature)
         return Found(last.pose, "mattes", start.pose, spread_mm)
     stretched = fine.descend(start.pose, free=AFFINE).pose
     nearest = RigidTransform.between(fine.brain_points, stretched(fine.brain_points))
     return Found(nearest, "mattes", start.pose, spread_mm)
+
+
+def _reshaded(still: Sight, other: Sight, pose, rng) -> Sight:
+    import dataclasses
+    from mrmill.register.levels import _polynomial
+    n = 40_000
+    points = still.region.points(n, 0.0, rng)
+    values = still.values(FINE, points)
+    bins = _bins(values, *window(values))
+    there = pose(points)
+    seen = other.values(FINE, there)
+    ok = seen > 0
+    bins, there, seen = np.ascontiguousarray(bins[ok]), there[ok], np.ascontiguousarray(seen[ok])
+    low, high = window(seen)
+    scale = (metric.BINS - 1) / max(high - low, 1e-12)
+    terms = np.ascontiguousarray(-_polynomial(there - other.shading.center_mm)[:, 1:]) / UNIT
+    joint = np.empty((metric.BINS, metric.BINS + 2 * metric.PAD)); lr = np.empty_like(joint)
+    position = np.empty(len(seen), np.float32); by = np.empty(9)
+    def cost(x):
+        gains = np.exp(terms @ x)
+        metric.shaded_histogram(seen, gains, bins, scale, low * scale, joint, position)
+        mutual, _ = metric.information(joint, lr)
+        metric.shading_derivative(bins, position, terms, low * scale, lr, by)
+        return -mutual + RIDGE * x @ x, -by + 2 * RIDGE * x
+    x, _ = minimum(cost, 9, None, 0.1)
+    logs = other.shading.logs.copy(); logs[1:] += RELAX * x / UNIT
+    return dataclasses.replace(other, shading=dataclasses.replace(other.shading, logs=logs))
+
+
+import os
+RELAX = float(os.environ.get("RELAX","1")); UNIT = float(os.environ.get("UNIT", "20")); RIDGE = float(os.environ.get("RIDGE", "0")); ROUNDS=int(os.environ.get("ROUNDS","2"))
 
 
 def candidates(still: Region, other: Region) -> "NDArray[np.float64]":
