@@ -1,14 +1,15 @@
-"""What the `mattes` engine looks at: images at several resolutions, without shading, in bins."""
+"""What the `mattes` engine looks at: a scan at several resolutions, the part around the brain."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mrmill.compiled import compiled
-from mrmill.register.metric import BINS, FIXED, interpolate
+from mrmill.register.metric import interpolate
 from mrmill.register.scans import Scan
+from mrmill.register.shading import Shading
 from mrmill.volumes import Volume
 
 if TYPE_CHECKING:
@@ -23,21 +24,6 @@ REACH_MM = 20.0
 
 #: Edge of the cells in which the brain's surroundings are told, in mm.
 CELL_MM = 4.0
-
-#: Samples that shading is fitted to, and the natural logarithm of the most it may change.
-SHADING_SAMPLES = 10_000
-MAX_LOG_GAIN = 1.5
-
-#: Terms of a polynomial of second degree in space; rounds of its fit; what counts in a round, in
-#: median deviations from the last one. By trial on phantoms: eight rounds at 3 halve the error
-#: that one round leaves.
-N_TERMS, SHADING_FITS, MAX_DEVIATIONS = 10, 8, 3.0
-
-#: Distance of the points at which the shading's field is computed; between them it is linear.
-FIELD_STEP_MM = 12.0
-
-#: Shares of the values that lie below the first and the last bin.
-WINDOW_PERCENT = (0.5, 99.5)
 
 
 @dataclass(frozen=True)
@@ -136,7 +122,9 @@ class Region:
     def cut(self, image: Image, margin_mm: float) -> Image:
         """Return the part of an image that holds the brain and its surroundings."""
         cells = np.argwhere(self.outside_mm <= margin_mm)
-        corners = np.stack(np.meshgrid(*zip(cells.min(0) - 1, cells.max(0) + 1), indexing="ij"))
+        corners = np.stack(
+            np.meshgrid(*zip(cells.min(0) - 1, cells.max(0) + 1, strict=True), indexing="ij")
+        )
         corners = self.affine[:3, :3] @ corners.reshape(3, -1) + self.affine[:3, 3:]
         indices = image.to_voxel[:, :3] @ corners + image.to_voxel[:, 3:]
         last = np.array(image.voxels.shape) - 1
@@ -156,64 +144,6 @@ def region_of(scan: Scan) -> Region:
         brain = np.ones_like(brain)
     outside = distance_transform_edt(~brain, sampling=share.spacing_mm).astype(np.float32)
     return Region(outside, share.affine)
-
-
-@dataclass(frozen=True)
-class Shading:
-    """The slow rise and fall of an image's brightness: a coil's, not the anatomy's.
-
-    Attributes
-    ----------
-    center_mm : (3,) ndarray
-        Where the polynomial's argument is 0.
-    logs : (10,) ndarray
-        Coefficients of a polynomial of second degree: the logarithm of the shading.
-    """
-
-    center_mm: "NDArray[np.float64]"
-    logs: "NDArray[np.float64]"
-
-    @classmethod
-    def of(cls, image: Image, region: Region, rng: np.random.Generator) -> "Shading":
-        """Fit to the logarithm of the brain's values; tissues that stand out do not count.
-
-        Least squares, again and again without the values that lie furthest from the last fit:
-        fluid, vessels, lesions, the edge of the mask.
-        """
-        points = region.points(SHADING_SAMPLES, 0.0, rng)
-        values = image.at(points)
-        positive = values > 0.1 * np.median(values)
-        if positive.sum() < SHADING_SAMPLES / 10:
-            return cls(region.center_mm, np.zeros(N_TERMS))
-        terms = _polynomial(points[positive] - region.center_mm)
-        logs = np.log(values[positive])
-        kept = np.ones(len(logs), bool)
-        for _ in range(SHADING_FITS):
-            some = terms[kept]
-            ridge = np.diag([0.0] + [1e-3 * len(some)] * (N_TERMS - 1))
-            fit = np.linalg.solve(some.T @ some + ridge, some.T @ logs[kept])
-            away = np.abs(logs - terms @ fit)
-            kept = away <= MAX_DEVIATIONS * np.median(away)
-        return cls(region.center_mm, fit)
-
-    def gain(self, points_mm: "NDArray[np.float64]") -> "NDArray[np.float32]":
-        """Return what to multiply values at points (..., 3) with."""
-        logs = _polynomial(points_mm - self.center_mm)[..., 1:] @ self.logs[1:]
-        return np.exp(-np.clip(logs, -MAX_LOG_GAIN, MAX_LOG_GAIN)).astype(np.float32)
-
-    def binned(self, image: Image, low: float, high: float) -> Image:
-        """Return the image without shading, its values from `low` to `high` as places on the bins.
-
-        The places are uint16, `FIXED` to a bin: little memory is fast memory.
-        """
-        steps = np.maximum(1, np.rint(FIELD_STEP_MM / image.spacing_mm)).astype(int)
-        lattice = [np.arange(0, n + s, s) for n, s in zip(image.voxels.shape, steps, strict=True)]
-        points = np.stack(np.meshgrid(*lattice, indexing="ij"), axis=-1)
-        gain = self.gain(points @ image.affine[:3, :3].T + image.affine[:3, 3])
-        places = np.empty(image.voxels.shape, np.uint16)
-        scale = (BINS - 1) * FIXED / max(high - low, 1e-12)
-        _places(image.voxels, gain * np.float32(scale), *steps, np.float32(low * scale), places)
-        return Image(places, image.affine)
 
 
 @dataclass(frozen=True)
@@ -237,17 +167,9 @@ class Sight:
         """Sample a level at points (n, 3) in mm, without shading."""
         return self.levels[level].at(points) * self.shading.gain(points)
 
-
-def window(values: "NDArray[np.float32]") -> tuple[float, float]:
-    """Return the values between which the bins lie."""
-    low, high = np.percentile(values, WINDOW_PERCENT)
-    return float(low), float(high)
-
-
-def _polynomial(from_center_mm: "NDArray[np.float64]") -> "NDArray[np.float64]":
-    """Terms of second degree at points (..., 3), in units of 100 mm."""
-    x, y, z = np.moveaxis(from_center_mm / 100, -1, 0)
-    return np.stack([np.ones_like(x), x, y, z, x * x, y * y, z * z, x * y, y * z, x * z], axis=-1)
+    def reshaded(self, change: "NDArray[np.float64]") -> "Sight":
+        """Return the scan with another shading: its coefficients changed by (9,) numbers."""
+        return replace(self, shading=self.shading.changed(change))
 
 
 @compiled
@@ -264,27 +186,3 @@ def _block_means(voxels, fk, fj, fi, means):
                     total += np.float32(voxels[k, j, n])
                     n += 1
                 row[i] += total * share
-
-
-@compiled
-def _places(voxels, gain, step_k, step_j, step_i, low, places):
-    """Fill `places` with voxels times a field, given on every `step`-th voxel, less `low`."""
-    most = np.float32((BINS - 1) * FIXED)
-    row = np.empty(gain.shape[2], np.float32)
-    for k in range(voxels.shape[0]):
-        a = k // step_k
-        u = np.float32((k - a * step_k) / step_k)
-        for j in range(voxels.shape[1]):
-            b = j // step_j
-            v = np.float32((j - b * step_j) / step_j)
-            for c in range(gain.shape[2]):
-                near = gain[a, b, c] + (gain[a, b + 1, c] - gain[a, b, c]) * v
-                far = gain[a + 1, b, c] + (gain[a + 1, b + 1, c] - gain[a + 1, b, c]) * v
-                row[c] = near + (far - near) * u
-            for c in range(gain.shape[2] - 1):
-                rise = (row[c + 1] - row[c]) / np.float32(step_i)
-                first = c * step_i
-                for i in range(first, min(first + step_i, voxels.shape[2])):
-                    field = row[c] + rise * np.float32(i - first)
-                    place = np.float32(voxels[k, j, i]) * field - low
-                    places[k, j, i] = np.uint16(min(max(place, np.float32(0)), most))

@@ -19,8 +19,17 @@ from mrmill.compiled import compiled
 BINS = 32
 PAD = 2
 
+#: Shares of an image's values that lie below the first and the last bin.
+WINDOW_PERCENT = (0.5, 99.5)
+
 #: An interpolated image's voxels are places on the axis of bins, this many steps to a bin.
 FIXED = 1024
+
+
+def window(values):
+    """Return the values between which the bins lie."""
+    low, high = np.percentile(values, WINDOW_PERCENT)
+    return float(low), float(high)
 
 
 @compiled
@@ -202,64 +211,64 @@ def derivative(points, bins, position, slope, log_ratio, n_inside, by_matrix):
 
 
 @compiled
-def shaded_histogram(values, gains, bins, scale, low, joint, position):
-    """Fill the joint histogram of samples whose values are scaled one by one.
-
-    Parameters
-    ----------
-    values, gains : (n,) ndarray of float32 and float64
-        Interpolated values, and what to multiply them with.
-    scale, low : float
-        A value v lies at v * scale - low on the axis of bins, clipped to its range.
-    joint, position
-        Filled, as by `joint_histogram`; -1 where the value is clipped.
-    """
-    joint[:] = 0
-    for n in range(values.shape[0]):
-        place = values[n] * gains[n] * scale - low
-        within = 0 < place < BINS - 1
-        place = min(max(place, 0.0), BINS - 1.0) + PAD
-        position[n] = place if within else -1
-        first = int(place) - 1
-        r = place - int(place)
-        q = 1 - r
-        row = joint[bins[n]]
-        row[first] += q * q * q / 6
-        row[first + 1] += (4 - 6 * r * r + 3 * r * r * r) / 6
-        row[first + 2] += (4 - 6 * q * q + 3 * q * q * q) / 6
-        row[first + 3] += r * r * r / 6
+def _spline(place, weights, slopes):
+    """Fill the weights of the four bins around a place and their derivatives; return the first."""
+    first = int(place) - 1
+    r = place - int(place)
+    q = 1 - r
+    weights[0], weights[3] = q * q * q / 6, r * r * r / 6
+    weights[1] = (4 - 6 * r * r + 3 * r * r * r) / 6
+    weights[2] = (4 - 6 * q * q + 3 * q * q * q) / 6
+    slopes[0], slopes[3] = -q * q / 2, r * r / 2
+    slopes[1], slopes[2] = (3 * r * r - 4 * r) / 2, (4 * q - 3 * q * q) / 2
+    return first
 
 
 @compiled
-def shading_derivative(bins, position, terms, low, log_ratio, by_logs):
-    """Fill the derivative of the mutual information by the coefficients of the gains' logarithm.
+def mutual_slopes(places, slopes):
+    """Return the mutual information of two lists of places, both smeared, and its derivatives.
 
     Parameters
     ----------
-    terms : (n, m) ndarray of float64
-        What each coefficient adds to the logarithm of a sample's gain.
-    by_logs : (m,) ndarray of float64
-        Filled.
+    places : (2, n) ndarray of float64
+        Places on the axes of bins, clipped to 0 ... BINS - 1.
+    slopes : (2, n) ndarray of float64
+        Filled: derivative by each place, 0 where it is clipped.
+
+    Returns
+    -------
+    mutual : float
+        In nats.
     """
-    by_logs[:] = 0
-    for n in range(position.shape[0]):
-        place = position[n]
-        if place < 0:
-            continue
-        first = int(place) - 1
-        r = place - int(place)
-        q = 1 - r
-        row = log_ratio[bins[n]]
-        force = 0.5 * (
-            -q * q * row[first]
-            + (3 * r * r - 4 * r) * row[first + 1]
-            + (4 * q - 3 * q * q) * row[first + 2]
-            + r * r * row[first + 3]
-        )
-        force *= place - PAD + low
-        for m in range(terms.shape[1]):
-            by_logs[m] += force * terms[n, m]
-    by_logs /= position.shape[0]
+    n_samples = places.shape[1]
+    of_a, of_b, by_a, by_b = np.empty(4), np.empty(4), np.empty(4), np.empty(4)
+    joint = np.zeros((BINS + 2 * PAD, BINS + 2 * PAD))
+    for n in range(n_samples):
+        a = _spline(places[0, n] + PAD, of_a, by_a)
+        b = _spline(places[1, n] + PAD, of_b, by_b)
+        for s in range(4):
+            for t in range(4):
+                joint[a + s, b + t] += of_a[s] * of_b[t]
+    joint /= n_samples
+    rows, columns = joint.sum(axis=1), joint.sum(axis=0)
+    mutual = 0.0
+    for s in range(joint.shape[0]):
+        for t in range(joint.shape[1]):
+            if joint[s, t] > 0:
+                ratio = math.log(joint[s, t] / (rows[s] * columns[t]))
+                mutual += joint[s, t] * ratio
+                joint[s, t] = ratio
+    for n in range(n_samples):
+        a = _spline(places[0, n] + PAD, of_a, by_a)
+        b = _spline(places[1, n] + PAD, of_b, by_b)
+        pull_a = pull_b = 0.0
+        for s in range(4):
+            for t in range(4):
+                pull_a += by_a[s] * of_b[t] * joint[a + s, b + t]
+                pull_b += of_a[s] * by_b[t] * joint[a + s, b + t]
+        slopes[0, n] = pull_a / n_samples if 0 < places[0, n] < BINS - 1 else 0.0
+        slopes[1, n] = pull_b / n_samples if 0 < places[1, n] < BINS - 1 else 0.0
+    return mutual
 
 
 @compiled

@@ -1,6 +1,6 @@
 """How well a rigid transform lays one scan over another, measured the same way for every engine.
 
-All measures look at sample points, not at whole grids, so they cost about 0.1 s whatever the images.
+All measures look at sample points, not at whole grids: they cost about 0.1 s, whatever the images.
 """
 
 from typing import TYPE_CHECKING
@@ -115,7 +115,9 @@ def _wrong(
     """Return poses turned and shifted away from the right one, about the middle of the brain."""
     from scipy.spatial.transform import Rotation
 
-    turns = _directions(N_WRONG, rng) * np.radians(rng.uniform(WRONG_DEG / 2, WRONG_DEG, (N_WRONG, 1)))
+    turns = _directions(N_WRONG, rng) * np.radians(
+        rng.uniform(WRONG_DEG / 2, WRONG_DEG, (N_WRONG, 1))
+    )
     shifts = _directions(N_WRONG, rng) * rng.uniform(WRONG_MM / 2, WRONG_MM, (N_WRONG, 1))
     away = np.tile(np.eye(4), (N_WRONG, 1, 1))
     away[:, :3, :3] = Rotation.from_rotvec(turns).as_matrix()

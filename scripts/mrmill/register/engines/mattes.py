@@ -18,8 +18,9 @@ import numpy as np
 from mrmill.register import metric
 from mrmill.register.descent import AFFINE, RIGID, Motion, minimum
 from mrmill.register.engines import Found
-from mrmill.register.levels import ACQUIRED, COARSE, FINE, Region, Sight, window
+from mrmill.register.levels import ACQUIRED, COARSE, FINE, Region, Sight
 from mrmill.register.scans import Scan
+from mrmill.register.shading import agree
 from mrmill.register.transforms import RigidTransform
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ N_STARTS, APART_MM = 5, 12.0
 
 #: Optima that score this share of the best one are looked at again; are its rivals.
 PROMISING, RIVAL = 0.9, 0.97
+
+#: How often the two scans' shadings are made to agree.
+SHADING_ROUNDS = 2
 
 #: Points of the brain at which poses are compared.
 BRAIN_POINTS = 500
@@ -97,52 +101,16 @@ def _search(still: Sight, other: Sight, same_head: bool, rng: np.random.Generato
     rivals = fine.distinct(optima, RIVAL)
     start = rivals[0]
     spread_mm = max(fine.apart_mm(start.pose, rival.pose) for rival in rivals)
-    if os.environ.get("RESET"):
-        import dataclasses
-        k = float(os.environ["RESET"])
-        still, other = (dataclasses.replace(s, shading=dataclasses.replace(s.shading, logs=s.shading.logs * k)) for s in (still, other))
-    for _ in range(ROUNDS):
-        other = _reshaded(still, other, start.pose, rng)
-        still = _reshaded(other, still, start.pose.inverse(), rng)
-    if ROUNDS:
-        start = Matching(still, other, FINE, rng).descend(start.pose, start.curvature)
-    if same_head:
-        last = Matching(still, other, ACQUIRED, rng).descend(start.pose, start.curvature)
-        return Found(last.pose, "mattes", start.pose, spread_mm)
-    stretched = fine.descend(start.pose, free=AFFINE).pose
-    nearest = RigidTransform.between(fine.brain_points, stretched(fine.brain_points))
-    return Found(nearest, "mattes", start.pose, spread_mm)
-
-
-def _reshaded(still: Sight, other: Sight, pose, rng) -> Sight:
-    import dataclasses
-    from mrmill.register.levels import _polynomial
-    n = 40_000
-    points = still.region.points(n, 0.0, rng)
-    values = still.values(FINE, points)
-    bins = _bins(values, *window(values))
-    there = pose(points)
-    seen = other.values(FINE, there)
-    ok = seen > 0
-    bins, there, seen = np.ascontiguousarray(bins[ok]), there[ok], np.ascontiguousarray(seen[ok])
-    low, high = window(seen)
-    scale = (metric.BINS - 1) / max(high - low, 1e-12)
-    terms = np.ascontiguousarray(-_polynomial(there - other.shading.center_mm)[:, 1:]) / UNIT
-    joint = np.empty((metric.BINS, metric.BINS + 2 * metric.PAD)); lr = np.empty_like(joint)
-    position = np.empty(len(seen), np.float32); by = np.empty(9)
-    def cost(x):
-        gains = np.exp(terms @ x)
-        metric.shaded_histogram(seen, gains, bins, scale, low * scale, joint, position)
-        mutual, _ = metric.information(joint, lr)
-        metric.shading_derivative(bins, position, terms, low * scale, lr, by)
-        return -mutual + RIDGE * x @ x, -by + 2 * RIDGE * x
-    x, _ = minimum(cost, 9, None, 0.1)
-    logs = other.shading.logs.copy(); logs[1:] += RELAX * x / UNIT
-    return dataclasses.replace(other, shading=dataclasses.replace(other.shading, logs=logs))
-
-
-import os
-RELAX = float(os.environ.get("RELAX","1")); UNIT = float(os.environ.get("UNIT", "20")); RIDGE = float(os.environ.get("RIDGE", "0")); ROUNDS=int(os.environ.get("ROUNDS","2"))
+    if not same_head:
+        stretched = fine.descend(start.pose, free=AFFINE).pose
+        nearest = RigidTransform.between(fine.brain_points, stretched(fine.brain_points))
+        return Found(nearest, "mattes", start.pose, spread_mm)
+    last = start
+    for _ in range(SHADING_ROUNDS):
+        still, other = agree(still, other, FINE, last.pose, rng)
+        last = Matching(still, other, FINE, rng).descend(last.pose, last.curvature)
+    last = Matching(still, other, ACQUIRED, rng).descend(last.pose, last.curvature)
+    return Found(last.pose, "mattes", start.pose, spread_mm)
 
 
 def candidates(still: Region, other: Region) -> "NDArray[np.float64]":
@@ -188,9 +156,11 @@ class Matching:
         points = still.region.points(SAMPLES[level], margin_mm, rng)
         values = still.values(level, points)
         self.points = points - self.center
-        self.bins = _bins(values, *window(values))
+        self.bins = _bins(values, *metric.window(values))
         seen = other.values(level, other.region.points(CHOICE_SAMPLES, margin_mm, rng))
-        self.image = other.shading.binned(other.levels[level], *window(seen))
+        image = other.levels[level]
+        self.voxels = other.shading.binned(image, *metric.window(seen))
+        self.to_voxel = image.to_voxel
 
     def best(self, poses: "NDArray[np.float64]") -> list[RigidTransform]:
         """Return the best of many poses (m, 4, 4), no two of them near each other."""
@@ -221,7 +191,7 @@ class Matching:
         points, bins = self._some(n)
         rated = np.empty((len(poses), 3))
         metric.many(
-            self.image.voxels, points, bins // 2, self._to_voxel(poses), 0.5 / metric.FIXED, rated
+            self.voxels, points, bins // 2, self._to_voxel(poses), 0.5 / metric.FIXED, rated
         )
         return _score(*rated.T)
 
@@ -235,12 +205,11 @@ class Matching:
         """Go from a pose to the optimum next to it, with all samples or about n of them."""
         points, bins = self._some(n or len(self.points))
         motion = Motion(start.matrix, self.center)
-        information = metric.Information(self.image.voxels, points, bins)
-        to_voxel = self.image.to_voxel[:, :3]
+        information = metric.Information(self.voxels, points, bins)
 
         def cost(x: "NDArray[np.float64]") -> tuple[float, "NDArray[np.float64]"]:
             mutual, by_voxel = information.at(self._to_voxel(motion.pose(x)))
-            return -mutual, -motion.slope(x, to_voxel.T @ by_voxel)
+            return -mutual, -motion.slope(x, self.to_voxel[:, :3].T @ by_voxel)
 
         x, curvature = minimum(cost, free, curvature, self.tolerance_mm)
         pose = motion.pose(x)
@@ -253,9 +222,8 @@ class Matching:
 
     def _to_voxel(self, poses: "NDArray[np.float64]") -> "NDArray[np.float64]":
         """(..., 3, 4): points about the center to voxels of the other image, by (..., 4, 4)."""
-        to_voxel = self.image.to_voxel
-        matrices = to_voxel[:, :3] @ poses[..., :3, :]
-        matrices[..., 3] += matrices[..., :3] @ self.center + to_voxel[:, 3]
+        matrices = self.to_voxel[:, :3] @ poses[..., :3, :]
+        matrices[..., 3] += matrices[..., :3] @ self.center + self.to_voxel[:, 3]
         return matrices
 
 
