@@ -257,10 +257,65 @@ class Deface(Block):
     )
 
 
+#: Beyond the first a series waits for a person, beyond the second its transform is refused.
+Bounds = tuple[float | None, float | None]
+
+
+class CoregLimits(Block):
+    """Limits of a series' transform to its center: [waits for a person, is refused]; null: none."""
+
+    prominence: Bounds = Field(
+        (12, 4),
+        description="least: standard deviations of similarity above wrong poses around it (right "
+        "ones have 15 and more, poses 8 mm away 12 and less, noise 2)",
+    )
+    similarity: Bounds = Field(
+        (0.05, 0.02),
+        description="least: share of information in common, 0 to 1 (right ones have 0.06 and more)",
+    )
+    metric_gain: Bounds = Field(
+        (-0.03, -0.1),
+        description="least: gain in the published metric over the headers alone, in nats; below 0 "
+        "because headers may be right already",
+    )
+    brain_dice: Bounds = Field(
+        (0.75, 0.5), description="least: Dice of the two brain masks in the common field"
+    )
+    spread_mm: Bounds = Field(
+        (4, None), description="most: distance of other poses that fit nearly as well"
+    )
+    stretch: Bounds = Field(
+        (0.03, 0.045),
+        description="most: share by which the brain would have to be stretched to fit best (one "
+        "head has 0.024 and less, heads of two people 0.029 and more)",
+    )
+
+
+class AtlasLimits(CoregLimits):
+    """Limits of a center's transform to the atlas: [waits for a person, is refused]; null: none."""
+
+    prominence: Bounds = Field(
+        (4.5, 3),
+        description="as in `coreg_limits` (right ones have 6 and more, poses 15 mm away 2.5)",
+    )
+    similarity: Bounds = Field((0.05, 0.02), description="as in `coreg_limits`")
+    metric_gain: Bounds = Field((-0.03, -0.1), description="as in `coreg_limits`")
+    brain_dice: Bounds = Field((0.7, 0.5), description="as in `coreg_limits`")
+    spread_mm: Bounds = Field((4, None), description="as in `coreg_limits`")
+    stretch: Bounds = Field((None, None), description="people's brains differ in size")
+
+
 class Register(Block):
     """Rigid registration to the study's center and to the atlas."""
 
-    engine: Literal["ants", "mattes", "auto"] = Field("ants", description="registration engine")
+    # decisions are part of the key of their own study alone
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"decisions"})
+
+    engine: Literal["ants", "mattes", "auto"] = Field(
+        "auto",
+        description="`ants`: the published recipe; `mattes`: the same model, found much faster; "
+        "`auto`: `mattes`, and the published recipe from several starts where that is in doubt",
+    )
     atlas: Literal["embedded"] | ConfigPath = Field(
         "embedded",
         description="MNI152 T1w template: `embedded` (2009a symmetric, 1 mm, brain only) or the "
@@ -275,23 +330,12 @@ class Register(Block):
         0.2, gt=0, le=1, description="share of voxels the metric looks at (antspyx default)"
     )
     seed: int = Field(42, ge=0, description="seed of the metric's sampling")
-    min_similarity: float = Field(
-        0.01,
-        ge=0,
-        le=1,
-        description="least normalised mutual information over the brain (noise has 0.003, series "
-        "of one patient 0.07 and more); below: reg_failed",
-    )
-    min_similarity_gain: float = Field(
-        -0.01,
-        description="least gain in it over the headers alone, below 0 because headers may be "
-        "right already; below: reg_failed",
-    )
-    min_brain_dice: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="least Dice of the two brain masks in the common field; below: reg_failed",
+    coreg_limits: CoregLimits = DEFAULTS
+    atlas_limits: AtlasLimits = DEFAULTS
+    decisions: ConfigPath | None = Field(
+        None,
+        description="CSV with study_uid, series_id, decision (admit or reject) for series that "
+        "wait for a person",
     )
 
 

@@ -10,7 +10,7 @@ from mrmill.reasons import ACCEPTED, Rejected
 from mrmill.records import Outcome
 from mrmill.register.atlas import Atlas
 from mrmill.register.engines import find
-from mrmill.register.quality import measure
+from mrmill.register.quality import problems
 from mrmill.register.resampling import resample
 from mrmill.register.scans import Scan
 from mrmill.register.transforms import RigidTransform, write_description, write_transform
@@ -20,7 +20,7 @@ from mrmill.volumes import read_volume, write_volume
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from mrmill.config import Register
+    from mrmill.config import Register, CoregLimits
 
 Entry = dict[str, Any]
 
@@ -141,12 +141,13 @@ class _Work:
 
     def _fit(self, entry: Entry, fixed: Scan, moving: Scan) -> RigidTransform:
         """Register two scans, note how well they fit then, and refuse what does not."""
-        found = find(fixed, moving, self.settings)
-        entry["engine"], found = found.engine, found.transform
-        entry["matrix"] = found.matrix.tolist()
-        entry["quality"] = measure(found, fixed, moving)
-        check(entry["quality"], self.settings)
-        return found
+        in_atlas = entry["space"] == "atlas"
+        found = find(fixed, moving, self.settings, same_head=not in_atlas)
+        entry["engine"], entry["quality"] = found.engine, found.quality
+        entry["matrix"] = found.transform.matrix.tolist()
+        settings = self.settings
+        check(found.quality, settings.atlas_limits if in_atlas else settings.coreg_limits)
+        return found.transform
 
     def _save_transform(self, entry: Entry, member: str, transform: RigidTransform) -> None:
         """Write a transform and, beside it, what it is."""
@@ -172,22 +173,16 @@ class _Work:
         write_volume(self.scratch / name, data, grid.affine)
 
 
-def check(quality: dict[str, float], settings: "Register") -> None:
-    """Refuse a transform that improves nothing or leaves the brains apart.
+def check(quality: dict[str, float], limits: "CoregLimits") -> None:
+    """Refuse a transform whose measures are outside their limits.
 
     Raises
     ------
     Rejected
         `reg_failed`.
     """
-    gain = quality["similarity"] - quality["similarity_headers"]
-    for name, found, least in (
-        ("similarity", quality["similarity"], settings.min_similarity),
-        ("similarity gain", gain, settings.min_similarity_gain),
-        ("brain Dice", quality["brain_dice"], settings.min_brain_dice),
-    ):
-        if found < least:
-            raise Rejected("reg_failed", found=f"{name} {found:.3f}", limit=f">= {least:g}")
+    for problem in problems(quality, limits):
+        raise Rejected("reg_failed", problem.found, problem.limit)
 
 
 def _read(folder: Path, series: Entry) -> Scan:

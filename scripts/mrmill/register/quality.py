@@ -3,10 +3,12 @@
 All measures look at sample points, not at whole grids: they cost about 0.1 s, whatever the images.
 """
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mrmill.register.descent import AFFINE
 from mrmill.register.engines import Found
 from mrmill.register.scans import Scan
 from mrmill.register.transforms import RigidTransform
@@ -15,15 +17,61 @@ from mrmill.volumes import Volume
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from mrmill.config import CoregLimits
+
 #: Points behind overlap and Dice: the sampling error of Dice is then below 0.003; behind the
 #: published metric; behind the similarity of a pose.
-SAMPLES, METRIC_SAMPLES, POSE_SAMPLES = 50_000, 50_000, 4_000
+SAMPLES, METRIC_SAMPLES, POSES = 50_000, 50_000, 4_000
+
+#: Measures with limits: 1 where more is better, -1 where less is.
+LIMITED = {
+    "prominence": 1, "similarity": 1, "metric_gain": 1, "brain_dice": 1, "spread_mm": -1,
+    "stretch": -1,
+}  # fmt: skip
 
 #: Bins that the values of an image fill in ITK: 32 less two on either side.
 ITK_BINS = 28
 
 #: Poses around the found one that it must stand out from, and how far they are turned and shifted.
 N_WRONG, WRONG_DEG, WRONG_MM = 96, 30.0, 30.0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A measure outside its limits.
+
+    Attributes
+    ----------
+    fails : bool
+        The transform is wrong; else a person should look.
+    found, limit : str
+        In words.
+    """
+
+    fails: bool
+    found: str
+    limit: str
+
+    def __str__(self) -> str:
+        return f"{self.found}, not {self.limit}"
+
+
+def problems(quality: dict[str, float], limits: "CoregLimits") -> list[Problem]:
+    """Return what speaks against a transform, the worst first; `quality` is from `measure`."""
+    seen = []
+    for name, direction in LIMITED.items():
+        review, fail = getattr(limits, name)
+        for fails, bound in ((True, fail), (False, review)):
+            if bound is not None and direction * quality[name] < direction * bound:
+                words = f"{'>=' if direction > 0 else '<='} {bound:g}"
+                seen.append(Problem(fails, f"{name} {quality[name]:.3f}", words))
+                break
+    return sorted(seen, key=lambda problem: not problem.fails)
+
+
+def measured(found: Found, fixed: Scan, moving: Scan) -> Found:
+    """Return what was found with its measures."""
+    return found if found.quality else replace(found, quality=measure(found, fixed, moving))
 
 
 def measure(found: Found, fixed: Scan, moving: Scan) -> dict[str, float]:
@@ -34,29 +82,39 @@ def measure(found: Found, fixed: Scan, moving: Scan) -> dict[str, float]:
     quality : dict
         `metric_headers`, `metric_start`, `metric`: the published recipe's own metric, Mattes'
         mutual information over the whole fixed field in nats, with the headers alone, where the
-        last descent began and with the transform.
+        last descent began and with the transform. `metric_gain`: the last less the first.
         `similarity_headers`, `similarity`: share of the information around the brain that the two
         images have in common, 0 to 1.
         `prominence`: by how many standard deviations the similarity stands out from that of wrong
-        poses around it. `spread_mm`: `Found.spread_mm`.
+        poses around it. `spread_mm`: `Found.spread_mm`. `stretch`: by what share of its length
+        the moving brain would have to be stretched or squeezed, along the direction where most,
+        to fit best.
         `rotation_degrees`; `translation_mm`: how far the middle of the fixed brain moves.
         `overlap`: share of the moving field inside the fixed field. `brain_dice`: of the two brain
         masks, within the common field.
     """
+    from mrmill.register.engines.mattes import Matching
+    from mrmill.register.levels import FINE
+
     rng = np.random.default_rng(0)  # measures need no seed of their own: always the same points
-    transform, center = found.transform, fixed.sight.region.center_mm[None]
-    poses = [RigidTransform(), found.start, transform]
-    metric = published_metric(fixed.volume, moving.volume, poses)
-    similarity = _similarity(fixed, moving, [*poses, *_wrong(transform, center[0], rng)], rng)
-    wrong = similarity[len(poses) :]
+    transform, center = found.transform, fixed.sight.region.center_mm
+    headers = RigidTransform()
+    metrics = published_metric(fixed.volume, moving.volume, [headers, found.start, transform])
+    matching = Matching(fixed.sight, moving.sight, FINE, rng)
+    similar = matching.scores(
+        _matrices([headers, transform, *_wrong(transform, center, rng)]), POSES
+    )
+    wrong = similar[2:]
+    affine = matching.descend(transform, free=AFFINE).pose
+    stretched = np.linalg.svd(affine.matrix[:3, :3], compute_uv=False)
     quality = {
-        "metric_headers": metric[0],
-        "metric_start": metric[1],
-        "metric": metric[2],
-        "similarity_headers": similarity[0],
-        "similarity": similarity[2],
-        "prominence": (similarity[2] - wrong.mean()) / max(wrong.std(), 1e-9),
+        **dict(zip(("metric_headers", "metric_start", "metric"), metrics, strict=True)),
+        "metric_gain": metrics[2] - metrics[0],
+        "similarity_headers": similar[0],
+        "similarity": similar[1],
+        "prominence": (similar[1] - wrong.mean()) / max(wrong.std(), 1e-9),
         "spread_mm": found.spread_mm,
+        "stretch": np.abs(stretched - 1).max(),
         "rotation_degrees": transform.rotation_degrees,
         "translation_mm": np.linalg.norm(transform(center) - center),
         "overlap": _overlap(transform, fixed.volume, moving.volume, rng),
@@ -99,14 +157,8 @@ def _range(values: "NDArray") -> tuple[float, float]:
     return low, max(high, low + 1e-6)
 
 
-def _similarity(
-    fixed: Scan, moving: Scan, poses: list[RigidTransform], rng: np.random.Generator
-) -> "NDArray[np.float64]":
-    from mrmill.register.engines.mattes import Matching
-    from mrmill.register.levels import FINE
-
-    matching = Matching(fixed.sight, moving.sight, FINE, rng)
-    return matching.scores(np.stack([pose.matrix for pose in poses]), POSE_SAMPLES)
+def _matrices(poses: list[RigidTransform]) -> "NDArray[np.float64]":
+    return np.stack([pose.matrix for pose in poses])
 
 
 def _wrong(
@@ -142,29 +194,21 @@ def _brain_dice(
     transform: RigidTransform, fixed: Scan, moving: Scan, rng: np.random.Generator
 ) -> float:
     """Estimate Dice from the shares of each brain's points that fall into the other's."""
-    if not (fixed.brain.any() and moving.brain.any()):
-        return 0.0
-    there = transform(_brain_points(fixed, rng))
-    back = transform.inverse()(_brain_points(moving, rng))
-    fixed_ml, shared_ml = _brain_ml(fixed, there, moving)
-    moving_ml, _ = _brain_ml(moving, back, fixed)
-    return 2 * shared_ml / (fixed_ml + moving_ml) if fixed_ml + moving_ml else 0.0
+    there = _shares(transform, fixed, moving, rng)
+    back = _shares(transform.inverse(), moving, fixed, rng)
+    in_field_ml = there[0] + back[0]
+    return 2 * there[1] / in_field_ml if in_field_ml else 0.0
 
 
-def _brain_points(scan: Scan, rng: np.random.Generator) -> "NDArray[np.float64]":
-    """Return random points (n, 3) in mm within the brain, off the grid on purpose."""
-    voxels = np.argwhere(scan.brain)
-    chosen = voxels[rng.integers(len(voxels), size=SAMPLES)]
-    return _to_mm(scan.volume, chosen + rng.uniform(-0.5, 0.5, size=chosen.shape))
-
-
-def _brain_ml(scan: Scan, mapped: "NDArray", other: Scan) -> tuple[float, float]:
-    """Return the volume of a brain inside another scan's field, and inside its brain, in mL."""
-    whole_ml = scan.brain.sum() * np.prod(scan.volume.spacing_mm) / 1000
-    voxels = _to_voxel(other.volume, mapped)
+def _shares(
+    transform: RigidTransform, scan: Scan, other: Scan, rng: np.random.Generator
+) -> tuple[float, float]:
+    """Return the volume of a brain that lies in another scan's field and in its brain, in mL."""
+    region = scan.sight.region
+    voxels = _to_voxel(other.volume, transform(region.points(SAMPLES, 0.0, rng)))
     voxels = np.rint(voxels[_in_field(other.volume, voxels)]).astype(int)
     i, j, k = np.clip(voxels, 0, np.array(other.brain.shape) - 1).T
-    return whole_ml * len(voxels) / len(mapped), whole_ml * other.brain[i, j, k].sum() / len(mapped)
+    return tuple(region.brain_ml * n / SAMPLES for n in (len(voxels), other.brain[i, j, k].sum()))
 
 
 def _to_mm(volume: Volume, voxels: "NDArray") -> "NDArray[np.float64]":

@@ -54,19 +54,18 @@ class RigidTransform:
         """Return this transform followed by one that starts where this one ends."""
         return RigidTransform(further.matrix @ self.matrix)
 
-    @classmethod
-    def between(cls, points_mm: "ArrayLike", targets_mm: "ArrayLike") -> "RigidTransform":
-        """Return the transform that brings points, (n, 3), nearest to their targets.
+    def nearest_rigid(self, points_mm: "ArrayLike") -> "RigidTransform":
+        """Return the rigid transform nearest to one that stretches, over points (n, 3) in mm.
 
         Least squares (Kabsch 1976, Acta Cryst. A32:922).
         """
-        points, targets = np.asarray(points_mm, dtype=float), np.asarray(targets_mm, dtype=float)
+        points, targets = np.asarray(points_mm, dtype=float), self(points_mm)
         middle, goal = points.mean(axis=0), targets.mean(axis=0)
         left, _, right = np.linalg.svd((targets - goal).T @ (points - middle))
         matrix = np.eye(4)
         matrix[:3, :3] = left @ np.diag([1, 1, np.linalg.det(left @ right)]) @ right
         matrix[:3, 3] = goal - matrix[:3, :3] @ middle
-        return cls(matrix)
+        return RigidTransform(matrix)
 
     @property
     def rotation_degrees(self) -> float:

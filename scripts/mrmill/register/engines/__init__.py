@@ -1,10 +1,10 @@
 """Engines: ways to find the rigid transform that lays a moving scan over a fixed one.
 
-Each is one module here with a function `find(fixed, moving, settings, same_head)`; its name is the word in
-the configuration. What comes after (measures, resampling, files) knows nothing of engines.
+Each is one module here with a function `find(fixed, moving, settings, same_head)`; its name is the
+word in the configuration. What comes after (measures, resampling, files) knows nothing of engines.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -30,16 +30,19 @@ class Found:
     spread_mm : float
         How far apart, over the brain, the optima from different starts lie that are nearly as
         good as this one; 0 for an engine with one start.
+    quality : dict
+        `mrmill.register.quality.measure`, once it is known.
     """
 
     transform: RigidTransform
     engine: str
     start: RigidTransform
     spread_mm: float = 0.0
+    quality: dict[str, float] = field(default_factory=dict)
 
 
 def find(fixed: Scan, moving: Scan, settings: "Register", same_head: bool = True) -> Found:
-    """Find the rigid transform that lays a moving scan over a fixed one.
+    """Find the rigid transform that lays a moving scan over a fixed one, and measure it.
 
     Parameters
     ----------
@@ -51,5 +54,7 @@ def find(fixed: Scan, moving: Scan, settings: "Register", same_head: bool = True
     Rejected
         `reg_failed` when the engine gives up.
     """
+    from mrmill.register.quality import measured
+
     engine = import_module(f"mrmill.register.engines.{settings.engine}")
-    return engine.find(fixed, moving, settings, same_head)
+    return measured(engine.find(fixed, moving, settings, same_head), fixed, moving)

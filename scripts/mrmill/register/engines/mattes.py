@@ -93,24 +93,21 @@ class Optimum:
 
 def _search(still: Sight, other: Sight, same_head: bool, rng: np.random.Generator) -> Found:
     """Find the pose that takes points of the one scan to those of the other."""
-    coarse = Matching(still, other, COARSE, rng)
+    coarse, fine = (Matching(still, other, level, rng) for level in (COARSE, FINE))
     starts = coarse.best(candidates(still.region, other.region))
     optima = [coarse.descend(pose, n=CHOICE_SAMPLES) for pose in starts]
-    fine = Matching(still, other, FINE, rng)
-    optima = [fine.descend(o.pose, o.curvature) for o in coarse.distinct(optima, PROMISING)]
-    rivals = fine.distinct(optima, RIVAL)
-    start = rivals[0]
-    spread_mm = max(fine.apart_mm(start.pose, rival.pose) for rival in rivals)
+    promising = coarse.distinct(optima, PROMISING)
     if not same_head:
-        stretched = fine.descend(start.pose, free=AFFINE).pose
-        nearest = RigidTransform.between(fine.brain_points, stretched(fine.brain_points))
-        return Found(nearest, "mattes", start.pose, spread_mm)
-    last = start
+        rivals = fine.distinct([fine.descend(o.pose, free=AFFINE) for o in promising], RIVAL)
+        poses = [rival.pose.nearest_rigid(fine.brain_points) for rival in rivals]
+        return Found(poses[0], "mattes", promising[0].pose, fine.spread_mm(poses))
+    rivals = fine.distinct([fine.descend(o.pose, o.curvature) for o in promising], RIVAL)
+    best, spread_mm = rivals[0], fine.spread_mm([rival.pose for rival in rivals])
     for _ in range(SHADING_ROUNDS):
-        still, other = agree(still, other, FINE, last.pose, rng)
-        last = Matching(still, other, FINE, rng).descend(last.pose, last.curvature)
-    last = Matching(still, other, ACQUIRED, rng).descend(last.pose, last.curvature)
-    return Found(last.pose, "mattes", start.pose, spread_mm)
+        still, other = agree(still, other, FINE, best.pose, rng)
+        best = Matching(still, other, FINE, rng).descend(best.pose, best.curvature)
+    last = Matching(still, other, ACQUIRED, rng).descend(best.pose, best.curvature)
+    return Found(last.pose, "mattes", rivals[0].pose, spread_mm)
 
 
 def candidates(still: Region, other: Region) -> "NDArray[np.float64]":
@@ -185,6 +182,10 @@ class Matching:
     def apart_mm(self, a: RigidTransform, b: RigidTransform) -> float:
         """Mean distance of two poses over the brain."""
         return float(np.linalg.norm(a(self.brain_points) - b(self.brain_points), axis=1).mean())
+
+    def spread_mm(self, poses: list[RigidTransform]) -> float:
+        """Largest distance of a pose from the first."""
+        return max(self.apart_mm(poses[0], pose) for pose in poses)
 
     def scores(self, poses: "NDArray[np.float64]", n: int) -> "NDArray[np.float64]":
         """Rate poses (m, 4, 4) with about n samples and half the bins, which so few can fill."""
