@@ -5,7 +5,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mrmill.deface import deface_study, read_decisions
+from mrmill.decisions import read_decisions
+from mrmill.deface import deface_study
 from mrmill.logs import log_to
 from mrmill.masks import Masker, make_masker
 from mrmill.records import Outcome
@@ -19,7 +20,7 @@ log_to(snakemake.log[0])
 settings, job = shard_job(
     snakemake.config, "deface", snakemake.wildcards, snakemake.params.stage, workers=1
 )
-decisions = read_decisions(settings.deface.decisions)
+decisions = read_decisions(settings.deface.decisions, "deface.decisions")
 
 
 @cache

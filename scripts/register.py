@@ -1,11 +1,14 @@
 """Rule register: hand one shard to the library and write its manifest."""
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from mrmill.decisions import read_decisions
 from mrmill.logs import log_to
 from mrmill.register import register_study
 from mrmill.register.atlas import load_atlas
+from mrmill.register.engines import warm_up
 from mrmill.shards import process_shard
 from mrmill.stages import shard_job
 
@@ -18,4 +21,6 @@ settings, job = shard_job(
 )
 register = settings.register_
 atlas = load_atlas(register) if "atlas" in settings.spaces else None
-process_shard(job, partial(register_study, settings=register, atlas=atlas))
+decisions = read_decisions(register.decisions, "register.decisions")
+do = partial(register_study, settings=register, atlas=atlas, decisions=decisions)
+process_shard(replace(job, per_study=decisions), do, prepare=warm_up)

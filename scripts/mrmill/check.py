@@ -62,7 +62,8 @@ def check(config: Config) -> list[Finding]:
         *_site_table(config, "opt_out"),
         *_tables(config),
         *_series_table(config),
-        *_decisions(config),
+        *_decisions(config, "deface.decisions", config.deface.decisions),
+        *_decisions(config, "register.decisions", config.register_.decisions),
         *_disks(config),
     ]
     return sorted(findings, key=lambda f: ("problem", "warning", "ok").index(f.level))
@@ -245,27 +246,27 @@ def table_problems(config: Config, table: Path) -> Iterator[Finding]:
         yield Finding("problem", str(error), "mend the table")
 
 
-def _decisions(config: Config) -> Iterator[Finding]:
+def _decisions(config: Config, setting: str, table: Path | None) -> Iterator[Finding]:
     """Hold a person's decisions against the series there are: a mistyped reject is none."""
     from mrmill.catalog import read_table
-    from mrmill.deface import read_decisions
+    from mrmill.decisions import read_decisions
 
-    table = config.deface.decisions
     if table is None:
         return
     ledger = ReleaseTree(config.release, config.dataset.name).ledger
     try:
-        decided = {(s, i) for s, series in read_decisions(table).items() for i in series}
+        decisions = read_decisions(table, setting)
+        decided = {(s, i) for s, series in decisions.items() for i in series}
     except UserError as error:
         yield Finding("problem", str(error), "mend the table")
         return
     except OSError as error:
-        yield Finding("problem", f"deface.decisions {table}: {error.strerror}", "mend the path")
+        yield Finding("problem", f"{setting} {table}: {error.strerror}", "mend the path")
         return
     if ledger.exists():
         known = {(row["study_uid"], row["series_id"]) for row in read_table(ledger)}
         for study_uid, series_id in sorted(decided - known):
-            text = f"deface.decisions: {study_uid} {series_id} is no series of {ledger}"
+            text = f"{setting}: {study_uid} {series_id} is no series of {ledger}"
             yield Finding("problem", text, "mend or remove the row")
 
 

@@ -1,13 +1,13 @@
 """Stage deface: a brain mask for every accepted series, and no face left in any of them."""
 
-import csv
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mrmill.config import ConfigError, Deface
+from mrmill.config import Deface
+from mrmill.decisions import ADMIT, REJECT, Decisions
 from mrmill.layout import native_image, native_mask
 from mrmill.masks import Masker
 from mrmill.masks.quality import largest_component, measure_mask, outside_limits
@@ -19,12 +19,6 @@ from mrmill.volumes import Volume, as_released, read_volume, write_volume
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-ADMIT, REJECT = "admit", "reject"
-
-DECISION_COLUMNS = ("study_uid", "series_id", "decision")
-
-Decisions = dict[str, dict[str, str]]
 
 #: A voxel brighter than this share of the brain's median is head, not air: noise and ghosts in
 #: air stay below it, and skin, fat and muscle lie above it in all five sequence types.
@@ -47,7 +41,7 @@ def deface_study(
     masker : Masker
         The loaded network.
     decisions : dict
-        What a person decided (`read_decisions`).
+        What a person decided (`mrmill.decisions`).
 
     Returns
     -------
@@ -191,32 +185,3 @@ def _center_first(entry: dict[str, Any]) -> tuple[bool, bool, float, str]:
     """Order of the center, then T1w series by SeriesNumber, then the others."""
     number = math.inf if entry["SeriesNumber"] is None else float(entry["SeriesNumber"])
     return not entry["is_center_modality"], not is_t1w(entry), number, entry["series_id"]
-
-
-def read_decisions(table: Path | None) -> Decisions:
-    """Return what a person decided: study_uid -> series_id -> `admit` or `reject`.
-
-    Raises
-    ------
-    ConfigError
-        For a table without its columns, or a row that does not say which series, or what.
-    """
-    decisions: Decisions = {}
-    if table is None:
-        return decisions
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        for row in reader:
-            study_uid, series_id, decision = ((row.get(c) or "").strip() for c in DECISION_COLUMNS)
-            if not (study_uid and series_id and decision.lower() in (ADMIT, REJECT)):
-                raise ConfigError(
-                    f"deface.decisions: {table.name}, line {reader.line_num}: "
-                    f"needs {', '.join(DECISION_COLUMNS)}; a decision is {ADMIT} or {REJECT}"
-                )
-            said = decisions.setdefault(study_uid, {})
-            if said.setdefault(series_id, decision.lower()) != decision.lower():
-                raise ConfigError(
-                    f"deface.decisions: {table.name}, line {reader.line_num}: "
-                    "another line decides otherwise about this series"
-                )
-    return decisions

@@ -167,7 +167,9 @@ class ShardJob:
 StageFunction = Callable[[Study, Path], Outcome]
 
 
-def process_shard(job: ShardJob, do: StageFunction) -> None:
+def process_shard(
+    job: ShardJob, do: StageFunction, prepare: Callable[[], None] | None = None
+) -> None:
     """Bring every study of a shard through one stage and write the shard's manifest.
 
     Parameters
@@ -175,6 +177,8 @@ def process_shard(job: ShardJob, do: StageFunction) -> None:
     do : callable
         `do(study, scratch)` writes the study's files below `scratch` and says what it decided.
         It must be picklable when the job has more than one worker.
+    prepare : callable, optional
+        Called once, if there is anything to do, before workers are forked: what it loads they have.
 
     Raises
     ------
@@ -193,6 +197,8 @@ def process_shard(job: ShardJob, do: StageFunction) -> None:
         _sweep_scratch(job, studies.keys() | history.keys())
         todo = [s for s in studies.values() if not _holds(job, s, history.get(s.study_uid))]
         log.info("%s: %d studies, %d to do", job.stage, len(studies), len(todo))
+        if todo and prepare:
+            prepare()
         _work_through(job, do, todo, history, lease)
         _finish(job, studies, lease)
 

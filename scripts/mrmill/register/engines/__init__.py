@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mrmill.register.scans import Scan
 from mrmill.register.transforms import RigidTransform
 
@@ -58,3 +60,25 @@ def find(fixed: Scan, moving: Scan, settings: "Register", same_head: bool = True
 
     engine = import_module(f"mrmill.register.engines.{settings.engine}")
     return measured(engine.find(fixed, moving, settings, same_head), fixed, moving)
+
+
+def warm_up() -> None:
+    """Compile what registration needs, or load what was compiled: forked workers then have it."""
+    from mrmill.config import Register
+    from mrmill.register.engines import mattes
+    from mrmill.register.quality import measure
+    from mrmill.register.resampling import resample
+    from mrmill.volumes import Volume
+
+    shape = (16, 16, 16)
+    values = np.random.default_rng(0).uniform(1, 1000, shape)
+    head = [Volume(np.asfortranarray(values, dtype), np.diag((9, 9, 9, 1.0)))
+            for dtype in (np.uint16, np.float32)]  # fmt: skip
+    scans = [Scan(volume, np.ones(shape, bool)) for volume in head]
+    for fixed, moving in (scans, reversed(scans)):
+        for same_head in (True, False):
+            found = mattes.find(fixed, moving, Register(), same_head)
+        measure(found, fixed, moving)
+        resample(moving.volume, fixed.volume, found.transform)
+    mask = Volume(np.ones(shape, np.uint8, order="F"), head[0].affine)
+    resample(mask, mask, found.transform, order=0)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 #: By level: samples, how far from the brain they reach and the step at which a descent ends, in mm.
 SAMPLES = (12_000, 40_000, 200_000)
-MARGIN_MM = (20.0, 12.0, 2.0)
+MARGIN_MM = (20.0, 4.0, 2.0)
 TOLERANCE_MM = (0.1, 0.02, 0.01)
 
 #: The search: turns up to `TURN_DEG`, `TURN_STEP_DEG` apart, and shifts along the axes.

@@ -1,0 +1,47 @@
+"""What a person decided about series that wait for a look: the tables `deface.decisions` and
+`register.decisions`.
+"""
+
+import csv
+from pathlib import Path
+
+from mrmill.config import ConfigError
+
+ADMIT, REJECT = "admit", "reject"
+
+COLUMNS = ("study_uid", "series_id", "decision")
+
+Decisions = dict[str, dict[str, str]]
+
+
+def read_decisions(table: Path | None, setting: str) -> Decisions:
+    """Return what a person decided: study_uid -> series_id -> `admit` or `reject`.
+
+    Parameters
+    ----------
+    table : Path or None
+        CSV with the columns `COLUMNS`; None decides nothing.
+    setting : str
+        The key of the configuration that names it, for messages.
+
+    Raises
+    ------
+    ConfigError
+        For a table without its columns, or a row that does not say which series, or what.
+    """
+    decisions: Decisions = {}
+    if table is None:
+        return decisions
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        for row in reader:
+            study_uid, series_id, decision = ((row.get(c) or "").strip() for c in COLUMNS)
+            where = f"{setting}: {table.name}, line {reader.line_num}"
+            if not (study_uid and series_id and decision.lower() in (ADMIT, REJECT)):
+                raise ConfigError(
+                    f"{where}: needs {', '.join(COLUMNS)}; a decision is {ADMIT} or {REJECT}"
+                )
+            said = decisions.setdefault(study_uid, {})
+            if said.setdefault(series_id, decision.lower()) != decision.lower():
+                raise ConfigError(f"{where}: another line decides otherwise about this series")
+    return decisions
