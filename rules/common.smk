@@ -46,9 +46,8 @@ def planned_studies(wildcards):
     return PLAN[wildcards.batch][wildcards.shard]["digest"]
 
 
-def decisions_digest():
-    """Digest of the table of decisions: a changed one redoes the studies it speaks of."""
-    table = SETTINGS.deface.decisions
+def decisions_digest(table):
+    """Digest of a table of decisions: a changed one redoes the studies it speaks of."""
     return digest_of(table) if table else None
 
 

@@ -21,7 +21,7 @@ rule deface:
         runtime=runtime_for("deface"),
     params:
         stage=stage_params(SETTINGS, "deface"),
-        decisions=decisions_digest(),
+        decisions=decisions_digest(SETTINGS.deface.decisions),
     message:
         "Masking and defacing {wildcards.batch}/{wildcards.shard}"
     script:

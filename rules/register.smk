@@ -19,6 +19,7 @@ rule register:
         runtime=runtime_for("register"),
     params:
         stage=stage_params(SETTINGS, "register"),
+        decisions=decisions_digest(SETTINGS.register_.decisions),
     message:
         "Registering {wildcards.batch}/{wildcards.shard}"
     script:

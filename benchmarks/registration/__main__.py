@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.registration import summary
-from benchmarks.registration.bench import REFERENCE, Bench
+from benchmarks.registration.bench import REFERENCE, SEEDS, Bench
 from benchmarks.registration.cases import QUICK, ROWS, get_case
 from mrmill.config import Register
 
@@ -24,7 +24,6 @@ ENGINES = [
     for name in typing.get_args(Register.model_fields["engine"].annotation)
     if find_spec(f"mrmill.register.engines.{name}")
 ]
-SEEDS = (42, 1, 2, 3)
 
 Row = dict[str, Any]
 
@@ -37,6 +36,7 @@ def main() -> None:
         rows = Rows(arguments.json.with_suffix(".jsonl"), arguments.resume)
         if arguments.reference:
             rows.add_from(arguments.reference, REFERENCE)
+            results["reference_rows"] = "from an earlier run: its times are of another hour"
         measure_phantoms(arguments, rows)
         measured = rows.of(arguments.seed, arguments.cases)
         results |= summary.summarised(measured, our_engines(arguments.engine))
@@ -44,13 +44,15 @@ def main() -> None:
     if arguments.real:
         from benchmarks.registration import real
 
-        results["real"] = real.measured(arguments.engine, arguments.cache / "real")
+        folder = arguments.cache / "real"
+        results["real"] = real.measured(arguments.engine, folder, arguments.pictures)
         print(real.table(results["real"]))
-    if arguments.scaling:
+    for engine in arguments.engine if arguments.scaling else ():
         from benchmarks.registration import scaling
 
-        results["scaling"] = scaling.measured(arguments.engine[-1], arguments.cache)
-        print(scaling.table(results["scaling"]))
+        found = scaling.measured(engine, arguments.cache)
+        results.setdefault("scaling", {})[engine] = found
+        print(scaling.table(found))
     results |= {"set": arguments.seed, **summary.machine()}
     arguments.json.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
 
@@ -76,6 +78,9 @@ def parsed() -> argparse.Namespace:
         "--reference", type=Path, help="take the reference from an earlier run's .jsonl"
     )
     parser.add_argument("--real", action="store_true", help="also pairs below MRMILL_TEST_DATA")
+    parser.add_argument(
+        "--pictures", type=Path, help="with --real: draw heads on the template here"
+    )
     parser.add_argument("--scaling", action="store_true", help="also throughput and memory")
     parser.add_argument(
         "--cache",
@@ -85,7 +90,10 @@ def parsed() -> argparse.Namespace:
     )
     arguments = parser.parse_args()
     arguments.engine = [name for name in arguments.engine or best if name != "none"]
-    arguments.cases = arguments.cases or (QUICK if arguments.quick else [row.name for row in ROWS])
+    names = [row.name for row in ROWS]
+    arguments.cases = arguments.cases or (QUICK if arguments.quick else names)
+    if unknown := {*arguments.cases} - {*names, "none"}:
+        parser.error(f"there is no case {', '.join(sorted(unknown))}")
     return arguments
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.registration.bench import REFERENCE, Bench
+from benchmarks.registration.bench import REFERENCE, SEEDS, Bench
 from benchmarks.registration.cases import (
     Case,
     best_rigid,
@@ -26,12 +26,11 @@ from benchmarks.registration.cases import (
     points_within,
 )
 from benchmarks.registration.ours import read_scan
+from benchmarks.registration.pictures import draw_on_template
 from benchmarks.registration.summary import STEP
 from mrmill.register.scans import Scan
 from mrmill.register.transforms import FLIP, RigidTransform
 from mrmill.volumes import Volume, as_released, read_volume, write_volume
-
-SEEDS = (42, 1, 2, 3)
 
 Pair = tuple[str, str]  # fixed, moving
 
@@ -96,7 +95,7 @@ PUBLISHED = (
 )
 
 
-def measured(engines: Sequence[str], folder: Path) -> dict[str, Any]:
+def measured(engines: Sequence[str], folder: Path, pictures: Path | None = None) -> dict[str, Any]:
     """Register all real pairs in every way.
 
     Parameters
@@ -105,6 +104,8 @@ def measured(engines: Sequence[str], folder: Path) -> dict[str, Any]:
         Of mrmill; the reference is always there.
     folder : Path
         Keeps defaced images, masks and what the reference found.
+    pictures : Path or None
+        Folder that gets a picture of each head on the template.
 
     Returns
     -------
@@ -131,7 +132,23 @@ def measured(engines: Sequence[str], folder: Path) -> dict[str, Any]:
             results["loops"][person.name] = loops(person, methods, found, folder)
             back = there_and_back(person, methods, found, folder)
             results["there_and_back"][person.name] = back
+    results["loop_ratio"] = {engine: loop_ratio(results["loops"], engine) for engine in engines}
+    if pictures:
+        for center in CENTERS:
+            path = pictures / f"{center.replace('/', '-')}.png"
+            shown = {m: _transform(found, (TEMPLATE, center), m) for m in methods}
+            shown = {method: transform for method, transform in shown.items() if transform}
+            draw_on_template(path, _scan(folder, TEMPLATE), _scan(folder, center), shown)
     return results
+
+
+def loop_ratio(drifts: dict[str, dict[str, dict[str, float]]], engine: str) -> float:
+    """Return the engine's drift around all triangles over the reference's; below 1 is better."""
+    total = {
+        method: sum(found[method]["mean_mm"] * found[method]["ways"] for found in drifts.values())
+        for method in (REFERENCE, engine)
+    }
+    return round(total[engine] / total[REFERENCE], 3)
 
 
 def prepare(data: Path, folder: Path) -> None:
@@ -390,7 +407,7 @@ def table(results: dict[str, Any]) -> str:
         lines.append("| --- |" + " ---: |" * (1 + len(engines)))
         for person, found in results[name].items():
             cells = [f"{found[m]['mean_mm']:.2f} ({found[m]['worst_mm']:.2f})" for m in found]
-            lines.append(f"| {person}, {found[REFERENCE]['ways']} | {' | '.join(cells)} |")
+            lines.append(f"| {person}, {found[REFERENCE]['ways']} ways | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     lines = [f"| distance to the published transform, mm | {' | '.join((REFERENCE, *engines))} |"]
     lines.append("| --- |" + " ---: |" * (1 + len(engines)))

@@ -18,8 +18,10 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    FiniteFloat,
     ValidationError,
     ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -258,11 +260,14 @@ class Deface(Block):
 
 
 #: Beyond the first a series waits for a person, beyond the second its transform is refused.
-Bounds = tuple[float | None, float | None]
+Bounds = tuple[FiniteFloat | None, FiniteFloat | None]
 
 
 class CoregLimits(Block):
     """Limits of a series' transform to its center: [waits for a person, is refused]; null: none."""
+
+    #: Measures of which less is better; of the others it is more.
+    LESS_IS_BETTER: ClassVar[frozenset[str]] = frozenset({"spread_mm", "stretch"})
 
     prominence: Bounds = Field(
         (12, 4),
@@ -289,6 +294,23 @@ class CoregLimits(Block):
         description="most: share by which the brain would have to be stretched to fit best (one "
         "head has 0.024 and less, heads of two people 0.029 and more)",
     )
+
+    @field_validator("*")
+    @classmethod
+    def _review_comes_first(cls, bounds: Bounds, info: ValidationInfo) -> Bounds:
+        review, refusal = bounds
+        if None not in bounds and not cls.as_good(info.field_name, review, refusal):
+            word = "at most" if info.field_name in cls.LESS_IS_BETTER else "at least"
+            raise ValueError(
+                "the first limit (waits for a person) lies beyond the second (is refused): it "
+                f"must be {word} {refusal:g}, or null"
+            )
+        return bounds
+
+    @classmethod
+    def as_good(cls, measure: str, value: float, bound: float) -> bool:
+        """Whether a measure is as good as a bound or better; no number is not."""
+        return value <= bound if measure in cls.LESS_IS_BETTER else value >= bound
 
 
 class AtlasLimits(CoregLimits):

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrmill import layout
+from mrmill.decisions import ADMIT, REJECT, Decisions
 from mrmill.provenance import engine_versions
-from mrmill.reasons import ACCEPTED, Rejected
+from mrmill.reasons import ACCEPTED, REJECTED, Rejected
 from mrmill.records import Outcome
 from mrmill.register.atlas import Atlas
 from mrmill.register.engines import find
-from mrmill.register.quality import problems
+from mrmill.register.quality import NEEDS_REVIEW, REG_FAILED, Problem, problems, state
 from mrmill.register.resampling import resample
 from mrmill.register.scans import Scan
 from mrmill.register.transforms import RigidTransform, write_description, write_transform
@@ -20,12 +21,16 @@ from mrmill.volumes import read_volume, write_volume
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from mrmill.config import Register, CoregLimits
+    from mrmill.config import Register
 
 Entry = dict[str, Any]
 
-#: What a series that failed in coreg space hands on to its entry in atlas space.
+#: What a series that is held back in coreg space hands on to its entry in atlas space.
 WHY = ("state", "reason", "found", "limit", "error")
+
+#: Reason to hold back a series whose transform is in that state; the same for a center.
+REASONS = {NEEDS_REVIEW: "reg_needs_review", REG_FAILED: "reg_failed"}
+OF_CENTER = {reason: f"center_{reason}" for reason in REASONS.values()}
 
 
 def register_study(
@@ -33,6 +38,7 @@ def register_study(
     scratch: Path,
     settings: "Register",
     atlas: Atlas | None,
+    decisions: Decisions,
 ) -> Outcome:
     """Register one study's defaced series; a failure stays with its series and space.
 
@@ -43,14 +49,18 @@ def register_study(
         center's own copies in coreg space are not made here.
     atlas : Atlas or None
         None leaves atlas space out.
+    decisions : dict
+        What a person decided (`mrmill.decisions`): about a moving series' transform to the center,
+        about the center's to the atlas.
 
     Returns
     -------
     outcome : Outcome
         Accepted; per series one entry for each space. An entry has `files` (kind -> name below
         `scratch`); where a transform was found also `engine` (the one that found it), `quality`
-        (`quality.measure`) and `matrix` (RAS+ 4x4, takes points of the center or atlas to points
-        of the series).
+        (`quality.measure`), `fit` (`quality.state`) and `matrix` (RAS+ 4x4, takes points of the
+        center or atlas to points of the series); `review`, what a person decided, if one did.
+        Files of a series that does not fit are there too, for the person who looks.
     """
     series = study.upstream["deface"].outcome.accepted_series()
     center = next(entry for entry in series if entry["is_center_modality"])
@@ -60,6 +70,7 @@ def register_study(
         scratch,
         settings,
         atlas,
+        decisions.get(study.study_uid, {}),
         center,
         _read(study.folders["deface"], center),
     )
@@ -76,10 +87,14 @@ class _Work:
 
     Attributes
     ----------
+    decided : dict
+        series_id -> `admit` or `reject`.
     scan : Scan
         The center.
     to_center : RigidTransform or None
         From the atlas to the center, once it is found and good.
+    off_atlas : tuple of str
+        Why there is none: reason, value found, limit.
     """
 
     study_uid: str
@@ -87,9 +102,11 @@ class _Work:
     scratch: Path
     settings: "Register"
     atlas: Atlas | None
+    decided: dict[str, str]
     center: Entry
     scan: Scan
     to_center: RigidTransform | None = None
+    off_atlas: tuple[str, str, str] = ("center_reg_failed", "", "")
 
     def center_series(self) -> list[Entry]:
         """Register the center's brain to the atlas's and write the center and its masks there.
@@ -104,10 +121,7 @@ class _Work:
             return [coreg]
         uid, center_id = self.study_uid, self.center["series_id"]
         with guarded(in_atlas):
-            try:
-                found = self._fit(in_atlas, self.atlas.brain_only, self.scan.brain_only)
-            except Rejected as failed:
-                raise Rejected("center_reg_failed", failed.found, failed.limit) from failed
+            found = self._fit(in_atlas, self.atlas.brain_only, self.scan.brain_only)
             self._save_transform(in_atlas, layout.atlas_transform(center_id), found)
             image = resample(self.scan.volume, self.atlas.volume, found)
             self._save_image(in_atlas, "img", layout.atlas_image(uid, center_id), image)
@@ -115,7 +129,11 @@ class _Work:
                 mask = read_volume(self.deface / self.center["files"][kind])
                 mask = resample(mask, self.atlas.volume, found, order=0)
                 self._save_image(in_atlas, kind, layout.atlas_mask(uid, center_id, kind), mask)
+            self._refuse(in_atlas)
             self.to_center = found
+        if in_atlas["state"] == REJECTED:
+            in_atlas["reason"] = OF_CENTER.get(in_atlas["reason"], in_atlas["reason"])
+            self.off_atlas = tuple(in_atlas[name] for name in ("reason", "found", "limit"))
         return [coreg, in_atlas]
 
     def moving_series(self, series: Entry) -> list[Entry]:
@@ -128,26 +146,45 @@ class _Work:
             self._save_transform(coreg, layout.coreg_transform(series_id), found)
             image = resample(moving.volume, self.scan.volume, found)
             self._save_image(coreg, "img", layout.coreg_image(uid, series_id), image)
+            self._refuse(coreg)
         if self.atlas is None:
             return [coreg]
         if coreg["state"] != ACCEPTED:
             return [coreg, in_atlas | {name: coreg[name] for name in WHY if name in coreg}]
         with guarded(in_atlas):
             if self.to_center is None:
-                raise Rejected("center_reg_failed")
+                raise Rejected(*self.off_atlas)
             image = resample(moving.volume, self.atlas.volume, self.to_center.then(found))
             self._save_image(in_atlas, "img", layout.atlas_image(uid, series_id), image)
         return [coreg, in_atlas]
 
     def _fit(self, entry: Entry, fixed: Scan, moving: Scan) -> RigidTransform:
-        """Register two scans, note how well they fit then, and refuse what does not."""
-        in_atlas = entry["space"] == "atlas"
-        found = find(fixed, moving, self.settings, same_head=not in_atlas)
+        """Register two scans, unless a person ruled that out, and note how well they fit then."""
+        if decision := self.decided.get(entry["series_id"]):
+            entry["review"] = decision
+        if decision == REJECT:
+            raise Rejected("review_rejected")
+        found = find(fixed, moving, self.settings, same_head=entry["space"] == "coreg")
         entry["engine"], entry["quality"] = found.engine, found.quality
+        entry["fit"] = state(self._problems(entry))
         entry["matrix"] = found.transform.matrix.tolist()
-        settings = self.settings
-        check(found.quality, settings.atlas_limits if in_atlas else settings.coreg_limits)
         return found.transform
+
+    def _problems(self, entry: Entry) -> list[Problem]:
+        limits = {"coreg": self.settings.coreg_limits, "atlas": self.settings.atlas_limits}
+        return problems(entry["quality"], limits[entry["space"]])
+
+    def _refuse(self, entry: Entry) -> None:
+        """Refuse a transform whose measures are outside their limits, unless a person admits it.
+
+        Comes after the files are written, because a person decides by looking at them.
+        """
+        seen = self._problems(entry)
+        if seen and entry.get("review") != ADMIT:
+            found, limit = (
+                "; ".join(words) for words in zip(*((p.found, p.limit) for p in seen), strict=True)
+            )
+            raise Rejected(REASONS[entry["fit"]], found, limit)
 
     def _save_transform(self, entry: Entry, member: str, transform: RigidTransform) -> None:
         """Write a transform and, beside it, what it is."""
@@ -165,24 +202,14 @@ class _Work:
             seed=self.settings.seed,
             versions=engine_versions(self.settings.engine),
             quality=entry["quality"],
+            state=entry["fit"],
+            **{"review": entry["review"]} if "review" in entry else {},
         )
 
     def _save_image(self, entry: Entry, kind: str, member: str, data: "NDArray") -> None:
         entry["files"][kind] = name = f"{entry['space']}/{member}"
         grid = self.scan.volume if entry["space"] == "coreg" else self.atlas.volume
         write_volume(self.scratch / name, data, grid.affine)
-
-
-def check(quality: dict[str, float], limits: "CoregLimits") -> None:
-    """Refuse a transform whose measures are outside their limits.
-
-    Raises
-    ------
-    Rejected
-        `reg_failed`.
-    """
-    for problem in problems(quality, limits):
-        raise Rejected("reg_failed", problem.found, problem.limit)
 
 
 def _read(folder: Path, series: Entry) -> Scan:

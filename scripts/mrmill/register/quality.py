@@ -23,11 +23,8 @@ if TYPE_CHECKING:
 #: published metric; behind the similarity of a pose.
 SAMPLES, METRIC_SAMPLES, POSES = 50_000, 50_000, 4_000
 
-#: Measures with limits: 1 where more is better, -1 where less is.
-LIMITED = {
-    "prominence": 1, "similarity": 1, "metric_gain": 1, "brain_dice": 1, "spread_mm": -1,
-    "stretch": -1,
-}  # fmt: skip
+#: Words for a transform's state, in its JSON.
+OK, NEEDS_REVIEW, REG_FAILED = "ok", "needs_review", "reg_failed"
 
 #: Bins that the values of an image fill in ITK: 32 less two on either side.
 ITK_BINS = 28
@@ -53,20 +50,26 @@ class Problem:
     limit: str
 
     def __str__(self) -> str:
-        return f"{self.found}, not {self.limit}"
+        return f"{self.found}, limit {self.limit}"
 
 
 def problems(quality: dict[str, float], limits: "CoregLimits") -> list[Problem]:
     """Return what speaks against a transform, the worst first; `quality` is from `measure`."""
     seen = []
-    for name, direction in LIMITED.items():
-        review, fail = getattr(limits, name)
+    for name, (review, fail) in limits:
         for fails, bound in ((True, fail), (False, review)):
-            if bound is not None and direction * quality[name] < direction * bound:
-                words = f"{'>=' if direction > 0 else '<='} {bound:g}"
+            if bound is not None and not limits.as_good(name, quality[name], bound):
+                words = f"{name} {'<=' if name in limits.LESS_IS_BETTER else '>='} {bound:g}"
                 seen.append(Problem(fails, f"{name} {quality[name]:.3f}", words))
                 break
     return sorted(seen, key=lambda problem: not problem.fails)
+
+
+def state(seen: list[Problem]) -> str:
+    """Return the state of a transform with these problems."""
+    if not seen:
+        return OK
+    return REG_FAILED if seen[0].fails else NEEDS_REVIEW
 
 
 def measured(found: Found, fixed: Scan, moving: Scan) -> Found:
@@ -93,8 +96,8 @@ def measure(found: Found, fixed: Scan, moving: Scan) -> dict[str, float]:
         `overlap`: share of the moving field inside the fixed field. `brain_dice`: of the two brain
         masks, within the common field.
     """
-    from mrmill.register.engines.mattes import Matching
     from mrmill.register.levels import FINE
+    from mrmill.register.matching import Matching
 
     rng = np.random.default_rng(0)  # measures need no seed of their own: always the same points
     transform, center = found.transform, fixed.sight.region.center_mm
