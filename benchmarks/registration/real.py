@@ -254,15 +254,18 @@ def _step_s(row: dict[str, Any]) -> float:
 
 
 def pair_row(pair: Pair, engines: Iterable[str], found: Found, folder: Path) -> dict[str, Any]:
-    """Return CPU seconds, distances to the reference, and between seeds, of one pair."""
+    """Return CPU seconds, agreement, distances to the reference, and between seeds, of one pair."""
     points = _points(folder, pair[0])
+    scans = [_scan(folder, name) for name in pair]
     theirs = _transform(found, pair, REFERENCE)
     row = {"pair": pair, "cpu_s": {REFERENCE: _step_s(found[*pair, REFERENCE][0])}}
+    row["nmi"] = {REFERENCE: agreement(theirs, *scans)["nmi"]}
     for engine in engines:
         rows = found[*pair, engine]
         seeds = [_transform(found, pair, engine, n) for n in range(len(rows))]
         between = [_apart(a, b, points) for a, b in combinations(seeds, 2)]
         row["cpu_s"][engine] = round(float(np.mean([_step_s(one) for one in rows])), 3)
+        row["nmi"][engine] = agreement(seeds[0], *scans)["nmi"] if seeds[0] else None
         row[engine] = {
             "to_reference_mm": _apart(seeds[0], theirs, points),
             "between_seeds_mm": max((b["mean"] for b in between if b), default=0.0),
@@ -425,16 +428,18 @@ def table(results: dict[str, Any]) -> str:
 
 
 def _pairs_table(rows: Sequence[dict[str, Any]], engines: Sequence[str]) -> str:
-    head = ["pair", "MR-RATE: CPU s"]
+    head = ["pair", "MR-RATE: CPU s", "NMI"]
     for engine in engines:
-        head += [f"{engine}: CPU s", "mm to MR-RATE: mean / max", "between seeds"]
+        head += [f"{engine}: CPU s", "NMI", "mm to MR-RATE: mean / max", "between seeds"]
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
     for row in rows:
-        cells = [" <- ".join(row["pair"]), f"{row['cpu_s'][REFERENCE]:.1f}"]
+        cells = [" <- ".join(row["pair"])]
+        cells += [f"{row['cpu_s'][REFERENCE]:.1f}", f"{row['nmi'][REFERENCE]:.4f}"]
         for engine in engines:
             found = row[engine]
             cells += [
                 f"{row['cpu_s'][engine]:.2f}",
+                f"{row['nmi'][engine]:.4f}" if row["nmi"][engine] else "none",
                 _mean_max(found["to_reference_mm"]),
                 f"{found['between_seeds_mm']:.2f}",
             ]

@@ -376,7 +376,7 @@ class RuleResources(Block):
     curate: Resources = Resources(threads=1, mem_mb=2000, runtime_min_per_study=0.5)
     deface: Resources = Resources(threads=8, mem_mb=24000, runtime_min_per_study=5)
     register_: Resources = Field(
-        Resources(threads=8, mem_mb=16000, runtime_min_per_study=10), alias="register"
+        Resources(threads=8, mem_mb=12000, runtime_min_per_study=2), alias="register"
     )
     package: Resources = Resources(threads=1, mem_mb=2000, runtime_min_per_study=0.5)
     adopt: Resources = Resources(threads=4, mem_mb=4000, runtime_min_per_study=1)

@@ -1,6 +1,4 @@
-"""What a person decided about series that wait for a look: the tables `deface.decisions` and
-`register.decisions`.
-"""
+"""What a person decided about series that wait for a look: `{deface,register}.decisions`."""
 
 import csv
 from pathlib import Path

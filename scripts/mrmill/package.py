@@ -50,7 +50,7 @@ def package_study(
     accepted = _accepted_series(study, space)
     if not accepted:
         remove_zip(release, space, study.batch, study.study_uid)
-        return Outcome(state=REJECTED, reason=NOTHING_LEFT[space])
+        return Outcome(state=REJECTED, reason=_why_nothing(study, space))
     final = release.zip(space, study.batch, study.study_uid)
     left_out = () if transform_json else ("transform_json",)
     files = _files(study, space, accepted, left_out)
@@ -111,6 +111,14 @@ def _accepted_series(study: Study, space: str) -> list[dict[str, Any]]:
         return study.upstream["deface"].outcome.accepted_series()
     accepted = study.upstream["register"].outcome.accepted_series()
     return [entry for entry in accepted if entry["space"] == space]
+
+
+def _why_nothing(study: Study, space: str) -> str:
+    """Return why a study has no zip in a space: its center's reason, where that has one."""
+    series = study.upstream["register"].outcome.series if space != "native" else []
+    centers = (e for e in series if e["space"] == space and e["is_center_modality"])
+    kept_out = (e.get("reason", "") for e in centers if e["state"] == REJECTED)
+    return next(kept_out, "") or NOTHING_LEFT[space]
 
 
 def _files(

@@ -12,6 +12,9 @@ TABLE = Path(__file__).parents[2] / "config" / "reasons.yaml"
 
 ACCEPTED, REJECTED, FAILED = "accepted", "rejected", "failed"
 
+#: Codes of what waits for a person, who admits or rejects it in a decisions table.
+WAITING = frozenset({"needs_review", "reg_needs_review", "center_reg_needs_review"})
+
 
 class Rejected(Exception):
     """An expected reason to leave something out; never a broken machine.

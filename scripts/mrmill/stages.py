@@ -31,7 +31,7 @@ STAGES = {
     "convert": Stage(version=2, needs=()),
     "curate": Stage(version=2, needs=("convert",)),
     "deface": Stage(version=1, needs=("convert", "curate")),
-    "register": Stage(version=1, needs=("deface",)),
+    "register": Stage(version=2, needs=("deface",)),
     "package-native": Stage(version=1, needs=("deface",)),
     "package-coreg": Stage(version=1, needs=("deface", "register")),
     "package-atlas": Stage(version=1, needs=("deface", "register")),

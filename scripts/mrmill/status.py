@@ -234,8 +234,8 @@ def summary_text(work: WorkTree, release: ReleaseTree) -> str:
     lines += ["", f"release  {found['release']}", f"  start at {release.card}"]
     lines.append(f"  why a series is not in it: {release.ledger}")
     lines.append(f"  check it with: mrmill verify {found['release']}")
-    if found["reasons"][REJECTED].get("needs_review"):
-        lines.append("  some wait for a person's look (needs_review): docs/first-run.md says how")
+    if codes := ", ".join(found["waiting"]):
+        lines.append(f"  some wait for a person's look ({codes}): docs/first-run.md says how")
     if found["series"][FAILED]:
         lines.append("  some failed: mend the cause, then `mrmill retry` and `mrmill run`")
     return "\n".join(lines)

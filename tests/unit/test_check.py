@@ -3,8 +3,11 @@
 import pytest
 from tiny_dicom import write_study
 
+from mrmill.catalog import write_table
 from mrmill.check import check
 from mrmill.config import checked
+from mrmill.layout import ReleaseTree
+from mrmill.ledger import COLUMNS
 from mrmill.plan import make_plan
 from mrmill.plan.identity import new_key
 
@@ -99,3 +102,32 @@ def test_opt_outs_that_match_no_planned_study_are_counted_by_line_and_not_quoted
     assert level == "warning"
     assert ": line 4." in text
     assert "815" not in text
+
+
+@pytest.mark.parametrize("block", ["deface", "register"])
+def test_decisions_are_held_against_the_series_there_are(site, block):
+    rows = "S,t2w-raw-axi,admit\nS,t2w-raw-sag,reject\n"
+    table = write(site / "decisions.csv", f"study_uid,series_id,decision\n{rows}")
+    blocks = {"deface": {"backend": "deepbet", "device": "cpu"}, "register": {}}
+    blocks[block] = blocks[block] | {"decisions": table}
+    config = checked({**blocks, "spaces": ["native"]}, site)
+    assert found(config, f"{block}.decisions") == []  # before the first run nothing is known
+    known = {"study_uid": "S", "series_id": "t2w-raw-axi"}
+    write_table(ReleaseTree(config.release, config.dataset.name).ledger, COLUMNS, [known])
+    ((level, text),) = found(config, f"{block}.decisions")
+    assert level == "problem"
+    assert "S t2w-raw-sag is no series" in text
+
+
+@pytest.mark.parametrize("block", ["deface", "register"])
+@pytest.mark.parametrize(
+    ("text", "words"), [(None, "No such file"), ("study_uid,series_id\nS,a\n", "line 2: needs")]
+)
+def test_decisions_that_cannot_be_read_are_a_problem(site, block, text, words):
+    if text:
+        write(site / "decisions.csv", text)
+    blocks = {"deface": {"backend": "deepbet", "device": "cpu"}, "register": {}}
+    blocks[block] = blocks[block] | {"decisions": "decisions.csv"}
+    config = checked({**blocks, "spaces": ["native"]}, site)
+    ((level, said),) = found(config, f"{block}.decisions")
+    assert (level, words in said) == ("problem", True)

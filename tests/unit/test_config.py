@@ -60,11 +60,33 @@ def test_variables_and_the_home_folder_are_expanded(tmp_path, monkeypatch):
             "curate.limits.fov_out_of_range.minimun: unknown key; did you mean `minimum`",
         ),
         ({"dataset": {"name": "../x"}}, "dataset.name: String should match pattern"),
+        (
+            {"register": {"coreg_limits": {"stretch": [0.06, 0.045]}}},
+            r"register.coreg_limits.stretch: the first limit \(waits for a person\) lies beyond "
+            r"the second \(is refused\): it must be at most 0.045, or null \(found \[0.06, 0.045\]",
+        ),
+        (
+            {"register": {"atlas_limits": {"brain_dice": [0.4, 0.5]}}},
+            "register.atlas_limits.brain_dice: the first limit .* must be at least 0.5, or null",
+        ),
+        (
+            {"register": {"coreg_limits": {"similarity": [float("nan"), None]}}},
+            "register.coreg_limits.similarity.0: Input should be a finite number",
+        ),
+        ({"register": {"coreg_limits": {"strech": [1, 2]}}}, "did you mean `stretch`?"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_a_hint(values, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         checked(values, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "limits", [{"stretch": [0.045, 0.045]}, {"stretch": [None, 0.01]}, {"brain_dice": [0.9, None]}]
+)
+def test_limits_may_be_equal_or_left_out(limits, tmp_path):
+    found = checked(ON_CPU | {"register": {"coreg_limits": limits}}, tmp_path)
+    assert all(getattr(found.register_.coreg_limits, n) == tuple(v) for n, v in limits.items())
 
 
 def test_checked_settings_survive_the_way_through_snakemake(tmp_path):

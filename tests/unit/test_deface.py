@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from mrmill.config import ConfigError, Deface
-from mrmill.deface import deface_study, read_decisions
+from mrmill.decisions import read_decisions
+from mrmill.deface import deface_study
 from mrmill.records import Outcome, Record
 from mrmill.shards import Study
 from mrmill.volumes import write_volume
@@ -86,7 +87,7 @@ def run(make_study, tmp_path):
 
     def deface(series, answers, decisions=()):
         settings, masker = Deface(backend="deepbet", device="cpu"), FakeMasker(*answers)
-        decided = read_decisions(table(decisions))
+        decided = read_decisions(table(decisions), "deface.decisions")
         return deface_study(make_study(*series), tmp_path / "out", settings, masker, decided)
 
     def table(decisions):
@@ -196,29 +197,6 @@ def test_a_person_admits_a_bad_mask_and_rejects_a_good_one(run):
 def test_an_unknown_decision_is_an_error(run):
     with pytest.raises(ConfigError, match="admit or reject"):
         run([(image(0), "T1w")], [BRAIN], [f"{UID},t1w-raw-axi-0,maybe"])
-
-
-def test_blanks_around_the_cells_of_a_decision_mean_nothing(tmp_path):
-    table = tmp_path / "decisions.csv"
-    table.write_text(f"study_uid,series_id,decision\n {UID} , t1w-raw-axi-0\t, Admit \n")
-    assert read_decisions(table) == {UID: {"t1w-raw-axi-0": "admit"}}
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "study_uid,series_id,decision\nS,a,admit\n,a,admit\n",
-        "study_uid,series_id,decision\nS,a,admit\nS, ,admit\n",
-        "study_uid,series_id,decision\nS,a,admit\nS,a\n",
-        "study_uid,decision\n\nS,admit\n",
-    ],
-    ids=["no study", "no series", "a short row", "no column"],
-)
-def test_a_decision_that_names_no_series_is_an_error_with_its_line(tmp_path, content):
-    table = tmp_path / "decisions.csv"
-    table.write_text(content)
-    with pytest.raises(ConfigError, match="line 3: needs study_uid, series_id, decision"):
-        read_decisions(table)
 
 
 def test_an_island_in_the_face_is_kept_and_shown_to_a_person(run, tmp_path):

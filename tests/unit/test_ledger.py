@@ -260,13 +260,19 @@ def test_the_summary_counts_reasons_spaces_and_studies():
         row("B", "rejected", "derived"),
         row("B", "failed", "error"),
         row("C", "rejected", "localizer"),
+        row("C", "rejected", "needs_review"),
+        row("A", "accepted", coreg="reg_needs_review"),
     ]
     assert summary(rows) == {
-        "series": {"seen": 5, "accepted": 1, "rejected": 3, "failed": 1},
+        "series": {"seen": 7, "accepted": 2, "rejected": 4, "failed": 1},
         "studies": {"seen": 3, "accepted": 1, "rejected": 1, "failed": 1},
-        "reasons": {"rejected": {"derived": 2, "localizer": 1}, "failed": {"error": 1}},
+        "reasons": {
+            "rejected": {"derived": 2, "localizer": 1, "needs_review": 1},
+            "failed": {"error": 1},
+        },
+        "waiting": {"needs_review": 1, "reg_needs_review": 1},
         "spaces": {
-            "native": {"series": 1, "studies": 1},
+            "native": {"series": 2, "studies": 1},
             "coreg": {"series": 1, "studies": 1},
             "atlas": {"series": 0, "studies": 0},
         },

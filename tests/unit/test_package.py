@@ -176,13 +176,23 @@ def test_another_unzip_accepts_the_zip(study, release, tmp_path):
         pytest.skip("unzip is not installed")
 
 
-def test_a_study_that_left_a_space_loses_its_zip(study, release, tmp_path):
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("center_reg_failed", "center_reg_failed"),
+        ("center_reg_needs_review", "center_reg_needs_review"),
+        ("review_rejected", "review_rejected"),
+        ("", "center_reg_failed"),
+    ],
+)
+def test_a_study_that_left_a_space_loses_its_zip(study, release, tmp_path, reason, told):
     package_study(study, tmp_path, "atlas", release)
-    lost = [{**e, "state": "rejected"} for e in study.upstream["register"].outcome.series]
+    why = {"state": "rejected", "reason": reason}
+    lost = [{**e, **why} for e in study.upstream["register"].outcome.series]
     record = Record(UID, "key", Outcome(series=lost))
     later = replace(study, upstream={**study.upstream, "register": record})
     outcome = package_study(later, tmp_path, "atlas", release)
-    assert (outcome.state, outcome.reason) == ("rejected", "center_reg_failed")
+    assert (outcome.state, outcome.reason) == ("rejected", told)
     assert outcome.zip == {}
     assert not release.zip("atlas", "batch03", UID).exists()
     remove_zip(release, "atlas", "batch03", UID)  # once more does no harm

@@ -152,6 +152,7 @@ def test_the_summary_of_a_run_says_what_became_of_everything(work):
     rows = [
         {"study_uid": u, "series_key": u, "state": s, "reason": r} for u, (s, r) in told.items()
     ]
+    rows[0]["coreg"] = "reg_needs_review"
     write_table(release.ledger, COLUMNS, [*rows, rows[1]])
     text = summary_text(work, release)
     lines = [line.split() for line in text.splitlines()]
@@ -161,3 +162,4 @@ def test_the_summary_of_a_run_says_what_became_of_everything(work):
     assert ["1", "killed"] in lines
     assert ["61.0", "s", "deface"] in lines
     assert f"mrmill verify {release.root}" in text
+    assert "some wait for a person's look (reg_needs_review)" in text

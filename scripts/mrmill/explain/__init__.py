@@ -33,7 +33,7 @@ OPEN = "open"
 FACTS = {
     "convert": ("n_sop", "n_slices", "shape", "spacing_mm", "suffix", "warnings", "exit_code"),
     "deface": ("is_center_modality", "backend", "plane", "quality"),
-    "register": ("is_center_modality", "quality"),
+    "register": ("is_center_modality", "engine", "fit", "review", "quality"),
 }
 
 #: What curation found, from the row of the metadata.

@@ -14,7 +14,7 @@ from typing import Any
 
 from mrmill.errors import UserError
 from mrmill.layout import SPACES
-from mrmill.reasons import ACCEPTED, FAILED, REJECTED, reasons
+from mrmill.reasons import ACCEPTED, FAILED, REJECTED, WAITING, reasons
 from mrmill.records import Outcome, Record
 
 COLUMNS = (
@@ -356,11 +356,13 @@ def summary(rows: Iterable[Mapping[str, str]]) -> dict[str, Any]:
         `series` and `studies`: seen, accepted, rejected, failed. A study is accepted with any of
         its series; without one it is failed if a series failed (mending it may bring the study
         back), else rejected. `reasons`: rejected and failed -> code, of the study
-        where it was rejected as a whole -> series. `spaces`: space -> series and studies in it.
+        where it was rejected as a whole -> series. `waiting`: code -> series that a person's look
+        may bring into a space. `spaces`: space -> series and studies in it.
     """
     series: Counter[str] = Counter()
     states: dict[str, set[str]] = {}
     codes: dict[str, Counter[str]] = {REJECTED: Counter(), FAILED: Counter()}
+    waiting: Counter[str] = Counter()
     inside: dict[str, Counter[str]] = {space: Counter() for space in SPACES}
     for row in rows:
         state, uid = row["state"], row["study_uid"]
@@ -370,6 +372,7 @@ def summary(rows: Iterable[Mapping[str, str]]) -> dict[str, Any]:
         series[state] += 1
         if state in codes:
             codes[state][telling_code(row)] += 1
+        waiting.update({row["reason"], *(row[space] for space in SPACES)} & WAITING)
         for space, studies in inside.items():
             studies[uid] += row[space] == YES
     best_first = (ACCEPTED, FAILED, REJECTED)
@@ -378,6 +381,7 @@ def summary(rows: Iterable[Mapping[str, str]]) -> dict[str, Any]:
         "series": _seen(series),
         "studies": _seen(studies),
         "reasons": {state: dict(sorted(count.items())) for state, count in codes.items()},
+        "waiting": dict(sorted(waiting.items())),
         "spaces": {
             space: {"series": count.total(), "studies": sum(n > 0 for n in count.values())}
             for space, count in inside.items()

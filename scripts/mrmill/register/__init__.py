@@ -181,9 +181,7 @@ class _Work:
         """
         seen = self._problems(entry)
         if seen and entry.get("review") != ADMIT:
-            found, limit = (
-                "; ".join(words) for words in zip(*((p.found, p.limit) for p in seen), strict=True)
-            )
+            found, limit = ("; ".join(getattr(p, n) for p in seen) for n in ("found", "limit"))
             raise Rejected(REASONS[entry["fit"]], found, limit)
 
     def _save_transform(self, entry: Entry, member: str, transform: RigidTransform) -> None:

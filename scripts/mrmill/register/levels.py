@@ -81,7 +81,7 @@ def image_of(volume: Volume) -> Image:
     voxels = volume.data.T
     if voxels.dtype not in (np.uint16, np.float32):
         voxels = voxels.astype(np.float32)
-    return Image(voxels, volume.affine[:, [2, 1, 0, 3]])
+    return Image(np.ascontiguousarray(voxels), volume.affine[:, [2, 1, 0, 3]])
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class Matching:
         kept: list[Optimum] = []
         for optimum in optima:
             near = any(self.apart_mm(optimum.pose, o.pose) < 10 * self.tolerance_mm for o in kept)
-            if not near and optimum.score >= share * optima[0].score:
+            if not kept or (not near and optimum.score >= share * optima[0].score):
                 kept.append(optimum)
         return kept
 
@@ -151,5 +151,5 @@ def _falling(scores: "NDArray[np.float64]") -> "NDArray[np.int64]":
 
 
 def _bins(values: "NDArray[np.float32]", low: float, high: float) -> "NDArray[np.uint8]":
-    places = (values - low) * (metric.BINS / max(high - low, 1e-12))
+    places = (values - low) * (metric.BINS / max(high - low, metric.LEAST_RANGE))
     return np.clip(places, 0, metric.BINS - 1).astype(np.uint8)

@@ -22,6 +22,9 @@ PAD = 2
 #: Shares of an image's values that lie below the first and the last bin.
 WINDOW_PERCENT = (0.5, 99.5)
 
+#: Values that lie closer together are one and the same: float32 has no room for steps so small.
+LEAST_RANGE = 1e-33
+
 #: An interpolated image's voxels are places on the axis of bins, this many steps to a bin.
 FIXED = 1024
 

@@ -132,7 +132,9 @@ def published_metric(
     """Return Mattes' mutual information as ITK computes it, in nats, for each pose.
 
     32 bins, two of them empty on either side, from the least to the greatest value of each image;
-    samples are the centers of every so many voxels of the fixed image, about n.
+    samples are the centers of n voxels of the fixed image, or of all, one at random from each of n
+    equal runs of them. Every so many would fall into one and the same slice of some images. The
+    moving field ends at the middles of its border voxels, half a voxel before ITK's.
     """
     from mrmill.register import metric
     from mrmill.register.levels import image_of
@@ -141,11 +143,12 @@ def published_metric(
     low, high = _range(image.voxels)
     scale = metric.BINS * metric.FIXED / (high - low)
     places = ((image.voxels - np.float32(low)) * np.float32(scale)).astype(np.uint16)
-    step = max(1, fixed.data.size // n)
-    chosen = np.arange(0, fixed.data.size, step)
+    n = min(n, fixed.data.size)
+    within = np.random.default_rng(0).random(n)
+    chosen = ((np.arange(n) + within) * (fixed.data.size / n)).astype(np.int64)
     voxels = np.stack(np.unravel_index(chosen, fixed.data.shape[::-1]), axis=-1)
     values = image_of(fixed).voxels[tuple(voxels.T)]
-    low, high = _range(values)
+    low, high = _range(fixed.data)
     bins = ((values - low) * (ITK_BINS / (high - low))).astype(np.uint8)
     points = RigidTransform(fixed.affine)(voxels[:, ::-1])
     rated = np.empty((len(poses), 3))
@@ -157,7 +160,7 @@ def published_metric(
 
 def _range(values: "NDArray") -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
-    return low, max(high, low + 1e-6)
+    return low, high if high > low else low + 1
 
 
 def _matrices(poses: list[RigidTransform]) -> "NDArray[np.float64]":

@@ -30,6 +30,11 @@ class Scan:
     brain: "NDArray[np.bool_]"
 
     @cached_property
+    def value_range(self) -> tuple[float, float]:
+        """Least and greatest value; NaN where there is one; looked up once."""
+        return float(self.volume.data.min()), float(self.volume.data.max())
+
+    @cached_property
     def sight(self) -> "Sight":
         """What the `mattes` engine and the measures of quality look at; made once."""
         from mrmill.register.levels import Sight

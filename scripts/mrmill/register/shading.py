@@ -34,6 +34,9 @@ MAX_LOG_GAIN = 1.5
 #: shading, which they then have in common. By trial: at 0.001 that is seen, at 0.01 little changes.
 PAIR_SAMPLES, CHANGE_COST, STEPS, TOLERANCE = 20_000, 0.003, 20.0, 0.1
 
+#: Two images that share less of the brain tell nothing about each other's shading.
+LEAST_IN_COMMON = 0.01
+
 #: The last place on the axis of bins.
 MOST = (metric.BINS - 1) * metric.FIXED
 
@@ -99,7 +102,7 @@ class Shading:
         points = np.stack(np.meshgrid(*lattice, indexing="ij"), axis=-1)
         gain = self.gain(points @ image.affine[:3, :3].T + image.affine[:3, 3])
         places = np.empty(image.voxels.shape, np.uint16)
-        scale = MOST / max(high - low, 1e-12)
+        scale = MOST / max(high - low, metric.LEAST_RANGE)
         _places(image.voxels, gain * np.float32(scale), *steps, np.float32(low * scale), places)
         return places
 
@@ -115,6 +118,8 @@ def agree(
     points = still.region.points(PAIR_SAMPLES, 0.0, rng)
     seen = [still.values(level, points), other.values(level, pose(points))]
     inside = (seen[0] > 0) & (seen[1] > 0)
+    if inside.mean() < LEAST_IN_COMMON:
+        return still, other
     places = [points[inside], pose(points)[inside]]
     terms = np.stack(
         [
@@ -124,7 +129,8 @@ def agree(
     )
     values = np.stack(seen)[:, inside].astype(float)
     low, high = np.array([metric.window(v) for v in values]).T[..., None]
-    values, low = (v * (metric.BINS - 1) / np.maximum(high - low, 1e-12) for v in (values, low))
+    scale = (metric.BINS - 1) / np.maximum(high - low, metric.LEAST_RANGE)
+    values, low = values * scale, low * scale
     slopes = np.empty_like(values)
 
     def cost(x: "NDArray[np.float64]") -> tuple[float, "NDArray[np.float64]"]:

@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mrmill.reasons import Rejected
 from mrmill.register.scans import Scan
 from mrmill.register.transforms import RigidTransform
 
 if TYPE_CHECKING:
     from mrmill.config import Register
+
+#: Larger values are no scanner's, and sums of them more than float32 holds.
+MOST_VALUE = 1e35
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Found:
 def find(fixed: Scan, moving: Scan, settings: "Register", same_head: bool = True) -> Found:
     """Find the rigid transform that lays a moving scan over a fixed one, and measure it.
 
+    Whatever the scans hold, this ends with a transform and its measures, or with `Rejected`.
+
     Parameters
     ----------
     same_head : bool
@@ -54,12 +60,28 @@ def find(fixed: Scan, moving: Scan, settings: "Register", same_head: bool = True
     Raises
     ------
     Rejected
-        `reg_failed` when the engine gives up.
+        `reg_failed` for an image of one value, for values that cannot be reckoned with, and when
+        the engine gives up.
     """
+    from threadpoolctl import threadpool_limits
+
     from mrmill.register.quality import measured
 
+    for scan in (fixed, moving):
+        _refuse_unusable(scan)
     engine = import_module(f"mrmill.register.engines.{settings.engine}")
-    return measured(engine.find(fixed, moving, settings, same_head), fixed, moving)
+    # more threads would take other workers' cores, and add up sums in another order
+    with threadpool_limits(1, user_api="blas"):
+        return measured(engine.find(fixed, moving, settings, same_head), fixed, moving)
+
+
+def _refuse_unusable(scan: Scan) -> None:
+    from mrmill.register.metric import LEAST_RANGE
+
+    low, high = scan.value_range
+    if not (high - low > LEAST_RANGE and max(-low, high) < MOST_VALUE):  # NaN is neither
+        found = f"values {low:.3g} to {high:.3g}"
+        raise Rejected("reg_failed", found, f"two at least, below {MOST_VALUE:.0e}")
 
 
 def warm_up() -> None:

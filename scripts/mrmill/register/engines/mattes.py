@@ -34,8 +34,9 @@ SHIFTS_MM = (-25.0, 25.0)
 PARTIAL = 0.8
 PARTIAL_SHIFTS_MM = (-45.0, -30.0, -15.0, 15.0, 30.0, 45.0)
 
-#: Optima that score this share of the best one are looked at again; are its rivals.
-PROMISING, RIVAL = 0.9, 0.97
+#: Optima that score this share of the best one are looked at again, of one head and of another (a
+#: head of another shape may score less where it fits than where its outline does); are its rivals.
+PROMISING, PROMISING_OTHER, RIVAL = 0.9, 0.7, 0.97
 
 #: How often the two scans' shadings are made to agree.
 SHADING_ROUNDS = 2
@@ -61,7 +62,7 @@ def _search(still: Sight, other: Sight, same_head: bool, rng: np.random.Generato
     coarse, fine = (Matching(still, other, level, rng) for level in (COARSE, FINE))
     starts = coarse.best(candidates(still.region, other.region))
     optima = [coarse.descend(pose, n=CHOICE_SAMPLES) for pose in starts]
-    promising = coarse.distinct(optima, PROMISING)
+    promising = coarse.distinct(optima, PROMISING if same_head else PROMISING_OTHER)
     if not same_head:
         rivals = fine.distinct([fine.descend(o.pose, free=AFFINE) for o in promising], RIVAL)
         poses = [rival.pose.nearest_rigid(fine.brain_points) for rival in rivals]
