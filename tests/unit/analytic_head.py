@@ -33,11 +33,12 @@ def grid(shape, spacing, degrees=(0, 0, 0), center_mm=(0, 0, 0), flip=(1, 1, 1))
 def head(points_mm):
     """The anatomy itself: an ellipsoid of brain with blobs in it, no left-right symmetry."""
     radius = np.linalg.norm(points_mm / BRAIN_MM, axis=-1)
-    value = np.where(radius < 1, 100.0, np.where(radius < 1.25, 40.0, 0.0))
+    brain = radius < 1
+    value = np.where(brain, 100.0, np.where(radius < 1.25, 40.0, 0.0))
     for number, blob in enumerate(BLOBS):
-        distance = ((points_mm - blob) ** 2).sum(axis=-1)
-        value += (radius < 1) * (30 + number) * np.exp(-distance / 2 / 6**2)
-    return value, radius < 1
+        distance = ((points_mm[brain] - blob) ** 2).sum(axis=-1)
+        value[brain] += (30 + number) * np.exp(-distance / 2 / 6**2)
+    return value, brain
 
 
 def centers_mm(shape, affine):

@@ -73,7 +73,7 @@ def test_variables_and_the_home_folder_are_expanded(tmp_path, monkeypatch):
             {"register": {"coreg_limits": {"similarity": [float("nan"), None]}}},
             "register.coreg_limits.similarity.0: Input should be a finite number",
         ),
-        ({"register": {"coreg_limits": {"strech": [1, 2]}}}, "did you mean `stretch`?"),
+        ({"register": {"coreg_limits": {"stretchs": [1, 2]}}}, "did you mean `stretch`?"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_a_hint(values, message, tmp_path):

@@ -58,7 +58,7 @@ def test_a_motion_shifts_turns_and_stretches_about_the_center(rng):
     before = start_pose()[:3, :3] @ CENTER + start_pose()[:3, 3]
     np.testing.assert_allclose(pose[:3, :3] @ CENTER + pose[:3, 3], before + x[:3], atol=1e-10)
     xx, yy, zz, xy, yz, zx = x[6:] / 70
-    stretch = np.eye(3) + [[xx, xy, zx], [xy, yy, yz], [zx, yz, zz]]
+    stretch = np.array([[1 + xx, xy, zx], [xy, 1 + yy, yz], [zx, yz, 1 + zz]])
     turn = Rotation.from_rotvec(x[3:6] / 70).as_matrix()
     np.testing.assert_allclose(pose[:3, :3], turn @ start_pose()[:3, :3] @ stretch, atol=1e-12)
     np.testing.assert_array_equal(pose[3], [0, 0, 0, 1])

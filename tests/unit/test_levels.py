@@ -70,7 +70,7 @@ def test_values_between_voxels_are_linear_and_0_outside(ramp):
     inside = rng.uniform(0, np.array(SHAPE) - 1, size=(200, 3))
     points = nib.affines.apply_affine(OBLIQUE, inside)
     np.testing.assert_allclose(ramp.at(points), ramp_mm(points), rtol=1e-5)
-    outside = nib.affines.apply_affine(OBLIQUE, inside + [[SHAPE[0], 0, 0]])
+    outside = nib.affines.apply_affine(OBLIQUE, inside + np.array([SHAPE[0], 0, 0]))
     np.testing.assert_array_equal(ramp.at(outside), 0)
 
 

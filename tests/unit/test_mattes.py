@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -41,7 +42,7 @@ def found(fixed, moving, seed=42, **about):
 
 
 @pytest.mark.parametrize("axis", range(3))
-@pytest.mark.parametrize("degrees", [-35, 20, 35])
+@pytest.mark.parametrize("degrees", [-35, 35])
 def test_turns_are_found(axis, degrees):
     turn = np.zeros(3)
     turn[axis] = degrees
@@ -49,27 +50,28 @@ def test_turns_are_found(axis, degrees):
     assert apart_mm(found(fixed_scan(), moving_scan(pose=truth)), truth) < 0.5
 
 
-@pytest.mark.parametrize("shift_mm", [(60, 0, 0), (0, -60, 0), (0, 0, 60), (-35, 35, -35)])
+@pytest.mark.parametrize("shift_mm", [(60, 0, 0), (0, -60, 0), (0, 0, 60)])
 def test_shifts_are_found_in_one_large_field(shift_mm):
     truth = rigid((5, 5, -5), shift_mm)
-    shape = (80, 80, 60)
+    shape = (76, 76, 60)
     moving = scan(shape, grid(shape, (4, 4, 5)), truth, t2w)
     assert apart_mm(found(fixed_scan(), moving), truth) < 0.5
 
 
-@pytest.mark.parametrize("shift_mm", [(200, 0, 0), (0, -200, 0), (50, 80, 200)])
+@pytest.mark.parametrize("shift_mm", [(200, 0, 0), (50, -80, 200)])
 def test_an_origin_that_is_far_off_does_not_matter(shift_mm):
     truth = rigid((-6, 4, 8), shift_mm)
     assert apart_mm(found(fixed_scan(), moving_scan(pose=truth)), truth) < 0.5
 
 
-@pytest.mark.parametrize("height_mm", [-20, 0, 20])
-@pytest.mark.parametrize("turn", [(0, 0, 0), (12, 8, -10)])
+@pytest.mark.parametrize(
+    ("height_mm", "turn"), [(-20, (12, 8, -10)), (0, (0, 0, 0)), (20, (-5, 15, 0))]
+)
 def test_a_slab_of_40_mm_is_found(height_mm, turn):
     truth = rigid(turn, (4, -6, 3))
     middle = truth([[0, 0, height_mm]])[0]
-    shape = (80, 80, 8)
-    moving = scan(shape, grid(shape, (2.5, 2.5, 5), turn, middle), truth, t2w)
+    shape = (66, 66, 8)
+    moving = scan(shape, grid(shape, (3, 3, 5), turn, middle), truth, t2w)
     pose = found(fixed_scan(), moving)
     near = np.random.default_rng(0).uniform(-1, 1, (500, 3)) * BRAIN_MM * 0.7
     near = near[np.abs(near[:, 2] - height_mm) < 20]  # where the slab lies
@@ -77,11 +79,11 @@ def test_a_slab_of_40_mm_is_found(height_mm, turn):
     assert apart_mm(pose, truth) < 1
 
 
-@pytest.mark.parametrize("tilt", [(20, 0, 10), (0, 25, -15), (40, 0, 0)])
+@pytest.mark.parametrize("tilt", [(20, 0, 10), (40, -15, 0)])
 def test_oblique_thick_slices_are_found_either_way_round(tilt):
     truth = rigid((6, -9, 4), (4, -6, 30))
-    shape = (90, 90, 26)
-    affine = grid(shape, (2.2, 2.2, 6), tilt, truth.matrix[:3, 3], flip=(-1, 1, 1))
+    shape = (66, 66, 26)
+    affine = grid(shape, (3, 3, 6), tilt, truth.matrix[:3, 3], flip=(-1, 1, 1))
     moving = scan(shape, affine, truth, t2w)
     there, back = found(fixed_scan(), moving), found(moving, fixed_scan())
     assert apart_mm(there, truth) < 0.5
@@ -103,6 +105,43 @@ def test_what_is_found_is_rigid():
     np.testing.assert_array_equal(turn[3], [0, 0, 0, 1])
 
 
+# Where it looks
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_near_every_turn_up_to_45_degrees_there_is_a_pose_to_try(seed):
+    moving = moving_scan(pose=rigid((0, 0, 0), (30, 0, -20)))
+    still, other = fixed_scan().sight.region, moving.sight.region
+    poses = mattes.candidates(still, other)
+    goes = np.linalg.norm(
+        poses[:, :3, :3] @ still.center_mm + poses[:, :3, 3] - [30, 0, -20], axis=1
+    )
+    tried = Rotation.from_matrix(poses[goes < 2, :3, :3])  # from brain to brain
+    wanted = Rotation.from_rotvec(
+        Rotation.random(20, random_state=seed).as_matrix()[:, 0] * np.linspace(0, 45, 20)[:, None],
+        degrees=True,
+    )
+    away = [np.degrees((tried * turn.inv()).magnitude()).min() for turn in wanted]
+    assert max(away) < 12
+
+
+@pytest.mark.parametrize(("cut", "reach_mm"), [(False, 35), (True, 55)])
+def test_near_every_shift_along_an_axis_there_is_a_pose_to_try(cut, reach_mm):
+    """Masks err; and of a brain that is partly out of the field the middle is not known."""
+    moving = moving_scan(pose=RigidTransform())
+    if cut:
+        moving.brain[:, :, : moving.brain.shape[2] // 2] = False
+    still, other = fixed_scan().sight.region, moving.sight.region
+    poses = mattes.candidates(still, other)
+    upright = poses[np.isclose(np.trace(poses[:, :3, :3], axis1=1, axis2=2), 3)]
+    tried = upright[:, :3, :3] @ still.center_mm + upright[:, :3, 3]
+    assert np.linalg.norm(tried - still.center_mm, axis=1).min() < 1e-6  # as the headers say
+    for axis in range(3):
+        for mm in (-reach_mm, reach_mm / 2, reach_mm):
+            wanted = other.center_mm + mm * np.eye(3)[axis]
+            assert np.linalg.norm(tried - wanted, axis=1).min() < 13
+
+
 # Another person's head
 
 
@@ -115,7 +154,7 @@ def best_rigid(points, targets):
     return RigidTransform(matrix)
 
 
-@pytest.mark.parametrize("size", [(1.08, 1.08, 1.08), (0.9, 0.95, 1.06), (0.88, 1, 1.08)])
+@pytest.mark.parametrize("size", [(1.08, 1.08, 1.08), (0.88, 1, 1.08)])
 @pytest.mark.parametrize("part", ["head", "brain"])
 def test_of_another_size_the_nearest_pose_is_found(size, part):
     fixed, moving = fixed_scan(), moving_scan(size=size)
@@ -134,7 +173,8 @@ def test_of_another_size_the_nearest_pose_is_found(size, part):
 
 def test_the_same_seed_gives_the_same_bits_in_any_order():
     first = found(fixed_scan(), moving_scan())
-    fresh, other = scan(FIXED_SHAPE, grid(FIXED_SHAPE, FIXED_MM)), moving_scan(pose=rigid((9, 0, 0)))
+    fresh = scan(FIXED_SHAPE, grid(FIXED_SHAPE, FIXED_MM))
+    other = moving_scan(pose=rigid((9, 0, 0)))
     for fixed in (fresh, fixed_scan()):  # not looked at before; looked at with others between
         found(fixed, other)
         found(other, fixed, seed=3, same_head=False)
@@ -142,11 +182,11 @@ def test_the_same_seed_gives_the_same_bits_in_any_order():
 
 
 def test_other_seeds_give_nearly_the_same():
-    shape = (72, 72, 72)
-    fixed = scan(shape, grid(shape, (2.5, 2.5, 2.5)))
-    moving = moving_scan((72, 72, 36), (2.5, 2.5, 5))
-    poses = [found(fixed, moving, seed=seed) for seed in range(4)]
-    assert len({pose.matrix.tobytes() for pose in poses}) == 4  # else the seed would not count
+    shape = (58, 58, 58)
+    fixed = scan(shape, grid(shape, (3, 3, 3)))
+    moving = moving_scan((70, 70, 36), (2.5, 2.5, 5))
+    poses = [found(fixed, moving, seed=seed) for seed in range(3)]
+    assert len({pose.matrix.tobytes() for pose in poses}) == 3  # else the seed would not count
     points = fixed.sight.region.points(500, 0, np.random.default_rng(0))
     for pose in poses:
         assert np.linalg.norm(pose(points) - poses[0](points), axis=1).mean() < 0.1
@@ -205,9 +245,8 @@ def test_an_engine_has_one_blas_thread_however_many_there_are(monkeypatch):
     assert set(seen) == {1}
 
 
-@pytest.mark.parametrize("core", ["Prescott", "Haswell"])
-def test_on_other_processors_the_pose_is_nearly_the_same(core):
-    """What OpenBLAS does on them; where it knows no such processor, it is this one."""
+def test_on_another_processor_the_pose_is_nearly_the_same():
+    """OpenBLAS then sums in another order; where it knows no such processor, it is this one."""
     call = "found(fixed_scan(), moving_scan()).matrix.tolist()"
-    there = RigidTransform(np.array(eval(in_a_process(call, OPENBLAS_CORETYPE=core))))
+    there = RigidTransform(np.array(json.loads(in_a_process(call, OPENBLAS_CORETYPE="Nehalem"))))
     assert apart_mm(there, found(fixed_scan(), moving_scan())) < 0.05

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from analytic_head import BRAIN_MM, apart_mm, centers_mm, grid, rigid, scan, t2w
+from analytic_head import BRAIN_MM, apart_mm, centers_mm, grid, rigid, scan
 from scipy.interpolate import RegularGridInterpolator
 
 from mrmill.config import Register
@@ -61,10 +61,9 @@ def test_an_image_without_shading_is_left_as_it_is(brain_points):
 
 def test_bright_spots_and_holes_are_no_shading(brain_points):
     def lesions(points_mm):
-        return np.select([near(points_mm, (25, 20, 10)), near(points_mm, (30, -20, 0))], [2.5, 0.3], 1)
-
-    def near(points_mm, middle):
-        return np.linalg.norm(points_mm - middle, axis=-1) < 14
+        spots = [[25, 20, 10], [30, -20, 0]]
+        near = [np.linalg.norm(points_mm - spot, axis=-1) < 14 for spot in spots]
+        return np.select(near, [2.5, 0.3], 1)
 
     plain, with_lesions = (scan(SHAPE, AFFINE, field=field).sight for field in (None, lesions))
     change = with_lesions.shading.gain(brain_points) / plain.shading.gain(brain_points)
@@ -95,7 +94,7 @@ def places(image, shading, low, high):
 @pytest.mark.parametrize("dtype", ["float32", "uint16"])
 @pytest.mark.parametrize("logs", [np.zeros(9), LOGS])
 def test_binned_values_are_those_of_the_plain_formula(dtype, logs):
-    shape, affine = (31, 40, 17), grid((31, 40, 17), (5, 4, 9), (10, 0, 20))
+    shape, affine = (31, 40, 37), grid((31, 40, 37), (5, 2.5, 3.7), (10, 0, 20))
     image = image_of(Volume(scan(shape, affine).volume.data.astype(dtype), affine))
     shading = Shading(np.array([3.0, -4.0, 5.0]), logs)
     found = shading.binned(image, 20.0, 130.0).astype(float)

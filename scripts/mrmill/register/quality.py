@@ -199,7 +199,12 @@ def _overlap(
 def _brain_dice(
     transform: RigidTransform, fixed: Scan, moving: Scan, rng: np.random.Generator
 ) -> float:
-    """Estimate Dice from the shares of each brain's points that fall into the other's."""
+    """Estimate Dice from the shares of each brain's points that fall into the other's.
+
+    Cells and voxels are not cut at the surface: two equal brains in thick slices have 0.94.
+    """
+    if not (fixed.brain.any() and moving.brain.any()):
+        return 0.0
     there = _shares(transform, fixed, moving, rng)
     back = _shares(transform.inverse(), moving, fixed, rng)
     in_field_ml = there[0] + back[0]
