@@ -61,9 +61,9 @@ def test_variables_and_the_home_folder_are_expanded(tmp_path, monkeypatch):
         ),
         ({"dataset": {"name": "../x"}}, "dataset.name: String should match pattern"),
         (
-            {"register": {"coreg_limits": {"stretch": [0.06, 0.045]}}},
+            {"register": {"coreg_limits": {"stretch": [0.06, 0.05]}}},
             r"register.coreg_limits.stretch: the first limit \(waits for a person\) lies beyond "
-            r"the second \(is refused\): it must be at most 0.045, or null \(found \[0.06, 0.045\]",
+            r"the second \(is refused\): it must be at most 0.05, or null \(found \[0.06, 0.05\]",
         ),
         (
             {"register": {"atlas_limits": {"brain_dice": [0.4, 0.5]}}},

@@ -124,8 +124,8 @@ GOOD_FIGURES = {
     ("figures", "expected"),
     [
         ({}, []),
-        ({"stretch": 0.04}, [Problem(False, "stretch 0.040", "stretch <= 0.03")]),
-        ({"stretch": 0.05}, [Problem(True, "stretch 0.050", "stretch <= 0.045")]),
+        ({"stretch": 0.05}, [Problem(False, "stretch 0.050", "stretch <= 0.045")]),
+        ({"stretch": 0.07}, [Problem(True, "stretch 0.070", "stretch <= 0.06")]),
         ({"prominence": 11}, [Problem(False, "prominence 11.000", "prominence >= 12")]),
         ({"prominence": 12, "stretch": 0.03, "brain_dice": 0.75}, []),
         ({"spread_mm": 90}, [Problem(False, "spread_mm 90.000", "spread_mm <= 4")]),
@@ -137,7 +137,7 @@ GOOD_FIGURES = {
                 Problem(False, "spread_mm 90.000", "spread_mm <= 4"),
             ],
         ),
-        ({"stretch": float("nan")}, [Problem(True, "stretch nan", "stretch <= 0.045")]),
+        ({"stretch": float("nan")}, [Problem(True, "stretch nan", "stretch <= 0.06")]),
     ],
 )
 def test_problems_are_what_is_beyond_a_limit_the_worst_first(figures, expected):
