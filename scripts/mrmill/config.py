@@ -290,9 +290,9 @@ class CoregLimits(Block):
         (4, None), description="most: distance of other poses that fit nearly as well"
     )
     stretch: Bounds = Field(
-        (0.045, 0.06),
-        description="most: share by which the brain would have to be stretched to fit best (one "
-        "head has 0.039 and less, mostly 0.01; heads of two people 0.05 and more, rarely less)",
+        (0.022, 0.04),
+        description="most: share by which the head would have to be stretched to fit best (one "
+        "head has 0.016 and less, heads of two people 0.025 and more)",
     )
 
     @field_validator("*")

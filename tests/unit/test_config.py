@@ -82,7 +82,7 @@ def test_what_cannot_be_used_is_refused_with_a_hint(values, message, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "limits", [{"stretch": [0.045, 0.045]}, {"stretch": [None, 0.01]}, {"brain_dice": [0.9, None]}]
+    "limits", [{"stretch": [0.04, 0.04]}, {"stretch": [None, 0.01]}, {"brain_dice": [0.9, None]}]
 )
 def test_limits_may_be_equal_or_left_out(limits, tmp_path):
     found = checked(ON_CPU | {"register": {"coreg_limits": limits}}, tmp_path)

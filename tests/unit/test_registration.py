@@ -124,10 +124,10 @@ GOOD_FIGURES = {
     ("figures", "expected"),
     [
         ({}, []),
-        ({"stretch": 0.05}, [Problem(False, "stretch 0.050", "stretch <= 0.045")]),
-        ({"stretch": 0.07}, [Problem(True, "stretch 0.070", "stretch <= 0.06")]),
+        ({"stretch": 0.03}, [Problem(False, "stretch 0.030", "stretch <= 0.022")]),
+        ({"stretch": 0.05}, [Problem(True, "stretch 0.050", "stretch <= 0.04")]),
         ({"prominence": 11}, [Problem(False, "prominence 11.000", "prominence >= 12")]),
-        ({"prominence": 12, "stretch": 0.03, "brain_dice": 0.75}, []),
+        ({"prominence": 12, "stretch": 0.022, "brain_dice": 0.75}, []),
         ({"spread_mm": 90}, [Problem(False, "spread_mm 90.000", "spread_mm <= 4")]),
         (
             {"spread_mm": 90, "brain_dice": 0.6, "similarity": 0.01},
@@ -137,7 +137,7 @@ GOOD_FIGURES = {
                 Problem(False, "spread_mm 90.000", "spread_mm <= 4"),
             ],
         ),
-        ({"stretch": float("nan")}, [Problem(True, "stretch nan", "stretch <= 0.06")]),
+        ({"stretch": float("nan")}, [Problem(True, "stretch nan", "stretch <= 0.04")]),
     ],
 )
 def test_problems_are_what_is_beyond_a_limit_the_worst_first(figures, expected):

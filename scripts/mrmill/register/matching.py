@@ -56,10 +56,19 @@ class Matching:
         Where the samples come from, and where poses take them.
     level : int
         COARSE, FINE or ACQUIRED.
+    margin_mm : float, optional
+        How far from the brain the samples reach; that of the level if not given.
     """
 
-    def __init__(self, still: Sight, other: Sight, level: int, rng: np.random.Generator):
-        margin_mm = MARGIN_MM[level]
+    def __init__(
+        self,
+        still: Sight,
+        other: Sight,
+        level: int,
+        rng: np.random.Generator,
+        margin_mm: float | None = None,
+    ):
+        margin_mm = MARGIN_MM[level] if margin_mm is None else margin_mm
         self.tolerance_mm = TOLERANCE_MM[level]
         self.brain_points = still.region.points(BRAIN_POINTS, 0.0, rng)
         self.center = still.region.center_mm
