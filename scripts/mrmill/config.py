@@ -272,11 +272,11 @@ class CoregLimits(Block):
     prominence: Bounds = Field(
         (12, 4),
         description="least: standard deviations of similarity above wrong poses around it (right "
-        "ones have 15 and more, poses 8 mm away 12 and less, noise 2)",
+        "ones have 21 and more, poses 8 mm away 15 and less, mostly 6, noise 2)",
     )
     similarity: Bounds = Field(
         (0.05, 0.02),
-        description="least: share of information in common, 0 to 1 (right ones have 0.06 and more)",
+        description="least: share of information in common, 0 to 1 (right ones have 0.07 and more)",
     )
     metric_gain: Bounds = Field(
         (-0.03, -0.1),
@@ -292,7 +292,7 @@ class CoregLimits(Block):
     stretch: Bounds = Field(
         (0.022, 0.04),
         description="most: share by which the head would have to be stretched to fit best (one "
-        "head has 0.016 and less, heads of two people 0.025 and more)",
+        "head has 0.016 and less, heads of two people 0.024 and more)",
     )
 
     @field_validator("*")
@@ -318,7 +318,7 @@ class AtlasLimits(CoregLimits):
 
     prominence: Bounds = Field(
         (4.5, 3),
-        description="as in `coreg_limits` (right ones have 6 and more, poses 15 mm away 2.5)",
+        description="as in `coreg_limits` (right ones have 9 and more, poses 15 mm away 3)",
     )
     similarity: Bounds = Field((0.05, 0.02), description="as in `coreg_limits`")
     metric_gain: Bounds = Field((-0.03, -0.1), description="as in `coreg_limits`")
