@@ -79,14 +79,19 @@ def in_simpleitk(sitk, volume):
     return image
 
 
+def three(low, high):
+    """Three numbers in hundredths: ITK's own matrices break down near the least float."""
+    return st.tuples(*[st.integers(int(low * 100), int(high * 100)).map(lambda n: n / 100)] * 3)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     order=st.sampled_from([0, 1]),
     dtype=st.sampled_from([np.uint8, np.uint16, np.int16, np.float32]),
     shape=st.tuples(*[st.integers(1, 9)] * 3),
-    spacing=st.tuples(*[st.floats(0.4, 8)] * 3),
-    degrees=st.tuples(*[st.floats(-180, 180)] * 3),
-    shift_mm=st.tuples(*[st.floats(-9, 9)] * 3),
+    spacing=three(0.4, 8),
+    degrees=three(-180, 180),
+    shift_mm=three(-9, 9),
 )
 def test_resampling_gives_what_simpleitk_gives(order, dtype, shape, spacing, degrees, shift_mm):
     sitk = pytest.importorskip("SimpleITK")
