@@ -1,12 +1,15 @@
 # make demo   phantom export -> release, with all set-up
-# make test   every test that runs without a GPU or a cluster, with all set-up
+# make test   every test that runs without a GPU, with all set-up; those on Slurm if it is installed
+# make slurm  what the tests on Slurm need, by apt-get (Debian, Ubuntu)
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 CORES ?= $(shell nproc)
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+SLURMCTLD := $(shell PATH="$$PATH:/usr/sbin" command -v slurmctld)
 
-.PHONY: help install demo test test-unit lint format docs clean
+.PHONY: help install demo slurm test test-unit test-slurm test-faults lint format docs clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -34,8 +37,20 @@ demo: $(READY) demo/export demo/config.yaml
 	$(BIN)/mrmill verify demo/release
 	$(BIN)/mrmill picture demo/release demo/pictures
 
+slurm:
+	$(AS_ROOT) apt-get update --quiet
+	$(AS_ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes \
+		--no-install-recommends slurm-wlm slurmdbd munge mariadb-server
+
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(if $(SLURMCTLD),,MRMILL_WITHOUT_SLURM=1) $(BIN)/python -m pytest -m "not faults"
+
+test-slurm: $(READY)
+	$(BIN)/python -m pytest tests/slurm -m "not faults"
+
+# some 20 minutes; keeps its result in docs/faults.md
+test-faults: $(READY)
+	MRMILL_WRITE_FAULTS=docs/faults.md $(BIN)/python -m pytest tests/slurm
 
 test-unit: $(READY)
 	$(BIN)/python -m pytest tests/unit scripts/mrmill

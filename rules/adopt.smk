@@ -7,8 +7,6 @@ rule adopt:
         manifest="{batch}/deface/{shard}.json",
     log:
         "logs/{batch}/deface/{shard}.log",
-    benchmark:
-        "benchmarks/{batch}/deface/{shard}.tsv"
     conda:
         "../envs/cpu.yaml"
     threads: threads_for("adopt")

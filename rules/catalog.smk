@@ -6,8 +6,6 @@ rule catalog_batch:
         manifest="{batch}/catalog.json",
     log:
         "logs/{batch}/catalog.log",
-    benchmark:
-        "benchmarks/{batch}/catalog.tsv"
     conda:
         "../envs/cpu.yaml"
     resources:
@@ -30,8 +28,6 @@ rule catalog:
         manifest="catalog.json",
     log:
         "logs/catalog.log",
-    benchmark:
-        "benchmarks/catalog.tsv"
     conda:
         "../envs/cpu.yaml"
     resources:

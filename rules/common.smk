@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 from mrmill import workflow_files as files
 from mrmill.config import digest_of
 from mrmill.layout import MANIFEST
-from mrmill.stages import catalog_params, stage_params
+from mrmill.stages import catalog_params, stage_params, stages_in
 
 SETTINGS = files.settings_for(config, workflow.configfiles)
 PLAN = files.read_plan(SETTINGS)
@@ -35,10 +35,8 @@ def registered_for_space(wildcards):
 
 def all_stages(wildcards):
     """Manifests of every stage and shard behind the tables of a batch."""
-    first = [] if SETTINGS.input.kind == "release" else ["convert", "curate"]
-    derived = ["register"] if set(SETTINGS.spaces) & {"coreg", "atlas"} else []
-    stages = [*first, "deface", *derived, *(f"package-{s}" for s in SETTINGS.spaces)]
-    return [path for stage in stages for path in manifests(stage, wildcards.batch)]
+    made = [manifests(stage, wildcards.batch) for stage in stages_in(SETTINGS)]
+    return [path for paths in made for path in paths]
 
 
 def planned_studies(wildcards):

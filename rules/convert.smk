@@ -7,8 +7,6 @@ rule convert:
         manifest="{batch}/convert/{shard}.json",
     log:
         "logs/{batch}/convert/{shard}.log",
-    benchmark:
-        "benchmarks/{batch}/convert/{shard}.tsv"
     conda:
         "../envs/cpu.yaml"
     threads: threads_for("convert")

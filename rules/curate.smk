@@ -9,8 +9,7 @@ rule curate:
         manifest="{batch}/curate/{shard}.json",
     log:
         "logs/{batch}/curate/{shard}.log",
-    benchmark:
-        "benchmarks/{batch}/curate/{shard}.tsv"
+    priority: 1
     conda:
         "../envs/cpu.yaml"
     threads: threads_for("curate")

@@ -10,8 +10,7 @@ rule deface:
         manifest="{batch}/deface/{shard}.json",
     log:
         "logs/{batch}/deface/{shard}.log",
-    benchmark:
-        "benchmarks/{batch}/deface/{shard}.tsv"
+    priority: 2
     conda:
         "../envs/gpu.yaml"
     threads: threads_for("deface")

@@ -10,8 +10,7 @@ rule package:
         manifest="{batch}/package-{space}/{shard}.json",
     log:
         "logs/{batch}/package-{space}/{shard}.log",
-    benchmark:
-        "benchmarks/{batch}/package-{space}/{shard}.tsv"
+    priority: 4
     conda:
         "../envs/cpu.yaml"
     threads: threads_for("package")

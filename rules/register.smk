@@ -9,8 +9,7 @@ rule register:
         manifest="{batch}/register/{shard}.json",
     log:
         "logs/{batch}/register/{shard}.log",
-    benchmark:
-        "benchmarks/{batch}/register/{shard}.tsv"
+    priority: 3
     conda:
         "../envs/cpu.yaml"
     threads: threads_for("register")

@@ -12,6 +12,11 @@ if TYPE_CHECKING:  # what Snakemake injects, for editors and type checkers
 
 log_to(snakemake.log[0])
 _, job = shard_job(
-    snakemake.config, "adopt", snakemake.wildcards, snakemake.params.stage, snakemake.threads
+    snakemake.config,
+    "adopt",
+    snakemake.wildcards,
+    snakemake.params.stage,
+    snakemake.resources,
+    snakemake.threads,
 )
 process_shard(job, adopt_study)

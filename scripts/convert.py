@@ -13,6 +13,11 @@ if TYPE_CHECKING:  # what Snakemake injects, for editors and type checkers
 
 log_to(snakemake.log[0])
 settings, job = shard_job(
-    snakemake.config, "convert", snakemake.wildcards, snakemake.params.stage, snakemake.threads
+    snakemake.config,
+    "convert",
+    snakemake.wildcards,
+    snakemake.params.stage,
+    snakemake.resources,
+    snakemake.threads,
 )
 process_shard(job, partial(convert_study, settings=settings.convert))

@@ -9,6 +9,7 @@ from mrmill.decisions import read_decisions
 from mrmill.deface import deface_study
 from mrmill.logs import log_to
 from mrmill.masks import Masker, make_masker
+from mrmill.profile.steps import step
 from mrmill.records import Outcome
 from mrmill.shards import Study, process_shard
 from mrmill.stages import shard_job
@@ -18,7 +19,12 @@ if TYPE_CHECKING:  # what Snakemake injects, for editors and type checkers
 
 log_to(snakemake.log[0])
 settings, job = shard_job(
-    snakemake.config, "deface", snakemake.wildcards, snakemake.params.stage, workers=1
+    snakemake.config,
+    "deface",
+    snakemake.wildcards,
+    snakemake.params.stage,
+    snakemake.resources,
+    workers=1,
 )
 decisions = read_decisions(settings.deface.decisions, "deface.decisions")
 
@@ -26,7 +32,8 @@ decisions = read_decisions(settings.deface.decisions, "deface.decisions")
 @cache
 def masker() -> Masker:
     """Load the model once, and only when there is a study to work on."""
-    return make_masker(settings.deface, threads=snakemake.threads)
+    with step("load"):
+        return make_masker(settings.deface, threads=snakemake.threads)
 
 
 def do(study: Study, scratch: Path) -> Outcome:

@@ -19,6 +19,7 @@ settings, job = shard_job(
     f"package-{space}",
     snakemake.wildcards,
     snakemake.params.stage,
+    snakemake.resources,
     snakemake.threads,
 )
 release = ReleaseTree(settings.release, settings.dataset.name)

@@ -17,7 +17,12 @@ if TYPE_CHECKING:  # what Snakemake injects, for editors and type checkers
 
 log_to(snakemake.log[0])
 settings, job = shard_job(
-    snakemake.config, "register", snakemake.wildcards, snakemake.params.stage, snakemake.threads
+    snakemake.config,
+    "register",
+    snakemake.wildcards,
+    snakemake.params.stage,
+    snakemake.resources,
+    snakemake.threads,
 )
 register = settings.register_
 atlas = load_atlas(register) if "atlas" in settings.spaces else None

@@ -1,8 +1,11 @@
 """What several floors of the tests share: the real data, phantom exports, and a finished run."""
 
+import hashlib
 import os
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -65,7 +68,43 @@ def finished(tiny_export, tmp_path_factory):
     """The folder of a run that went from that export to a release without disturbance."""
     folder = tmp_path_factory.mktemp("finished")
     config = project(folder, input={"path": str(tiny_export)})
-    result = mrmill("run", "-c", config, "--cores", 2)
+    with peak_of_images(folder) as peak:
+        result = mrmill("run", "-c", config, "--cores", 2)
     assert result.returncode == 0, result.stdout + result.stderr
     (folder / "output.txt").write_text(result.stdout)
+    (folder / "peak_bytes.txt").write_text(str(max(peak)))
     return folder
+
+
+def release_files(folder):
+    """Digest of every file of a release, by its path."""
+    root = folder / "release"
+    files = sorted(p for p in root.rglob("*") if p.is_file())
+    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def image_bytes(folder):
+    """Bytes of all images and zips below a folder, half-written ones included."""
+    total = 0
+    for place, _, names in os.walk(folder):  # goes on where a folder vanishes while we look
+        for name in names:
+            if ".nii.gz" in name or ".zip" in name:
+                with suppress(FileNotFoundError):
+                    total += Path(place, name).stat().st_size
+    return total
+
+
+@contextmanager
+def peak_of_images(folder, every_s=0.2):
+    """Look how many bytes of images there are, again and again; gives the list of what was seen."""
+    seen, over = [0], threading.Event()
+
+    def look():
+        while not over.wait(every_s):
+            seen.append(image_bytes(folder))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    yield seen
+    over.set()
+    thread.join()

@@ -17,6 +17,7 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 
 from mrmill.layout import native_image, native_mask
+from mrmill.profile.steps import step
 from mrmill.reasons import ACCEPTED, Rejected
 from mrmill.records import Outcome
 from mrmill.shards import Study, guarded
@@ -85,7 +86,8 @@ def _adopt_series(row: dict[str, Any], study_uid: str, opener: Opener, scratch: 
             "defacing": native_mask(study_uid, series_id, "defacing"),
         }
         with _kept_if_accepted([scratch / name for name in files.values()]):
-            volumes = {kind: _take(name, kind, opener, scratch) for kind, name in files.items()}
+            with step("copy"):
+                volumes = {kind: _take(name, kind, opener, scratch) for kind, name in files.items()}
             for kind in ("brain", "defacing"):
                 _check_mask(volumes[kind], kind, volumes["img"])
             _check_defaced(volumes["img"], volumes["defacing"])

@@ -3,7 +3,6 @@
 import difflib
 import json
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrmill.config import Config
+from mrmill.disk import Amount, Needs, disk_needs, disk_of, free_space, text_of_bytes
 from mrmill.errors import UserError
 from mrmill.index.nifti import PLACE
 from mrmill.layout import ReleaseTree, WorkTree
@@ -20,19 +20,8 @@ from mrmill.plan.identity import IdentityError, Pseudonyms, load_key
 if TYPE_CHECKING:
     from mrmill.plan.identity_tables import OptOut
 
-#: Work and release together hold at most about this many times the bytes of the export:
-#: converted and defaced images, three spaces, two of them float32 (measured on MR-RATE's sizes:
-#: 8.2 TB native, 17.6 TB co-registered, 12.3 TB atlas).
-BYTES_PER_INPUT_BYTE = 6
-
-#: Larger exports are sized by this many files: a look before a run must stay a look.
-MAX_COUNTED_FILES = 100_000
-
 #: Of many mistakes in a table this many are named.
 MAX_NAMED = 20
-
-#: Less free space than this stops even a small run.
-MIN_FREE_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True)
@@ -104,7 +93,8 @@ def _masks(config: Config) -> Iterator[Finding]:
             "problem", str(error), "`deface.weights` is the folder of the HD-BET v2 model"
         )
     try:
-        require_device(device, threads=1)
+        if device != "cpu":  # a CPU is everywhere, and PyTorch takes a second to load
+            require_device(device, threads=1)
         yield Finding("ok", f"device {device}")
     except MaskerError as error:  # a login node has none, and needs none
         yield Finding("warning", str(error), "jobs on a machine without it fail at once")
@@ -271,22 +261,50 @@ def _decisions(config: Config, setting: str, table: Path | None) -> Iterator[Fin
 
 
 def _disks(config: Config) -> Iterator[Finding]:
-    needed = max(MIN_FREE_BYTES, BYTES_PER_INPUT_BYTE * _size(config.input.path))
+    """Hold what is left to write against what is free, where both trees share a disk in sum."""
+    needs = disk_needs(config)
+    title = "still to be written" if needs.together.inodes else "nothing is left to be written"
+    yield Finding("ok", "\n".join([f"{title}, {needs.basis}", *_table(needs)]))
+    disks: dict[int, dict[str, Path]] = {}
     for name in ("work", "release"):
         path = getattr(config, name)
         there = next(p for p in (path, *path.parents) if p.exists())
-        if not os.access(there, os.W_OK | os.X_OK):
-            yield Finding("problem", f"{name} {path} cannot be written", "choose another folder")
-            continue
-        free = shutil.disk_usage(there).free
-        text = f"{name} {path}: {free / 1e9:.0f} GB free, at least {needed / 1e9:.0f} GB needed"
-        if free < MIN_FREE_BYTES:
-            yield Finding("problem", text, "make room, or choose another disk")
+        if os.access(there, os.W_OK | os.X_OK):
+            disks.setdefault(disk_of(there), {})[name] = there
         else:
-            yield Finding("ok" if free > needed else "warning", text)
+            yield Finding("problem", f"{name} {path} cannot be written", "choose another folder")
+    for trees in disks.values():
+        yield _room(config, needs, trees)
 
 
-def _size(path: Path) -> int:
-    """Bytes of a file tree, or of its first `MAX_COUNTED_FILES` files."""
-    files = (p for p in path.rglob("*") if p.is_file())
-    return sum(p.stat().st_size for p in islice(files, MAX_COUNTED_FILES))
+def _table(needs: Needs) -> Iterator[str]:
+    """Yield one line per stage that has something to write."""
+    for stage, amount in needs.stages.items():
+        if amount.inodes:
+            size = text_of_bytes(amount.n_bytes)
+            yield f"{'':9}{stage:15}{size:>10}{amount.inodes:14,.0f} inodes"
+
+
+def _room(config: Config, needs: Needs, trees: dict[str, Path]) -> Finding:
+    """Say whether what grows on a disk finds room there.
+
+    Parameters
+    ----------
+    trees : dict
+        `work`, `release` or both -> a folder on the disk.
+    """
+    most = needs.together if len(trees) == 2 else getattr(needs, *trees)
+    least = needs.work_of_a_batch if trees.keys() == {"work"} else most
+    free = free_space(next(iter(trees.values())))
+    names = " and ".join(f"{name} {getattr(config, name)}" for name in trees)
+    text = f"{names}: {_text(free)} free; {_text(most)} needed at most, +-{needs.tolerance:.0%}"
+    if not (least * (1 - needs.tolerance)).fits(free):
+        return Finding("problem", text, "make room, or choose another disk")
+    if most.fits(free):
+        return Finding("ok", text)
+    batches = "one batch after the other needs less: docs/planning-a-run.md"
+    return Finding("warning", text, "" if least == most else batches)
+
+
+def _text(amount: Amount) -> str:
+    return f"{text_of_bytes(amount.n_bytes)} and {amount.inodes:,.0f} inodes"

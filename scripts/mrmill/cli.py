@@ -26,7 +26,7 @@ ConfigFile = Annotated[
 ]
 Workers = Annotated[int, typer.Option("--cores", "-j", help="Processes to use.", min=1)]
 NewKey = Annotated[bool, typer.Option("--new-key", help="First make the pseudonym key.")]
-CORES = os.cpu_count() or 1
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main() -> None:
@@ -89,27 +89,73 @@ def status(
     configfile: ConfigFile,
     batch: Annotated[str, typer.Option(help="Only this batch.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Stay, until the run ends or Ctrl-C.")
+    ] = False,
     picture: Annotated[
         Path | None, typer.Option(help="Draw the flow into this PNG or SVG.")
     ] = None,
 ) -> None:
     """Show how far a run is and where series are lost, from any shell that sees the work tree."""
     from mrmill.ledger.flow import flow_table, read_flows
-    from mrmill.status import read_status, status_table
+    from mrmill.stages import stages_in
+    from mrmill.status import StatusReader
+    from mrmill.status.live import watch as keep_looking
+    from mrmill.status.text import status_table
 
-    work = _work_tree(load_config(configfile))
+    config = load_config(configfile)
+    work = _work_tree(config)
+    reader = StatusReader(work, stages_in(config))
     flows = read_flows(work, batch)
-    if picture:
+    if watch:
+        keep_looking(reader, batch, console, as_json)
+    elif picture:
         from mrmill.ledger.picture import draw_flow
 
         draw_flow(flows, picture)
         console.print(picture, highlight=False)
     elif as_json:
-        print(json.dumps({**read_status(work, batch).as_dict(), **flows.as_dict()}, indent=1))
+        print(json.dumps({**reader.read(batch).as_dict(), **flows.as_dict()}, indent=1))
     else:
-        console.print(status_table(read_status(work, batch)))
+        console.print(status_table(reader.read(batch), console.width))
         if flows.batches:
             console.print(flow_table(flows))
+
+
+@app.command()
+def estimate(
+    pilot: Annotated[Path, typer.Option("--from", help="Config file or work tree of a pilot.")],
+    studies: Annotated[int, typer.Option(help="Studies of the whole export.", min=1)],
+    cores: Annotated[int, typer.Option(help="Cores that CPU stages share.", min=1)] = CORES,
+    gpus: Annotated[int, typer.Option(help="GPUs that GPU stages share.", min=1)] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Tell from a pilot what a whole export takes: hours, bytes, inodes."""
+    from mrmill.estimate import estimate as predict
+    from mrmill.estimate import text_of
+
+    found = predict(pilot, studies, cores, gpus)
+    print(json.dumps(found.as_dict(), indent=1) if as_json else text_of(found))
+
+
+@app.command()
+def profile(
+    configfile: ConfigFile,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for all of it; `profile` in the work tree if none.")
+    ] = None,
+) -> None:
+    """Sum up what every rule and step took: a table, pictures, a page, what to ask for."""
+    from mrmill.profile.page import write_profile
+    from mrmill.profile.suggest import fragment
+    from mrmill.profile.table import read_profile
+
+    config = load_config(configfile)
+    work = _work_tree(config)
+    found = read_profile(work)
+    page = write_profile(found, config.dataset.name, out or work.profile)
+    print(fragment(found.suggestions))
+    console.print(page, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -27,6 +27,7 @@ from pydantic import (
 
 from mrmill.errors import UserError
 from mrmill.layout import SPACES
+from mrmill.yaml_tables import parse_yaml
 
 ROOT = Path(__file__).parents[2]
 
@@ -114,7 +115,7 @@ class Dataset(Block):
     transform_json: bool = Field(
         False,
         description="put beside each .mat in the zips a JSON with its RAS+ matrix, direction, "
-        "engine and quality figures; MR-RATE has none; the work tree has them in any case",
+        "engine and quality figures; MR-RATE has none",
     )
 
 
@@ -407,6 +408,11 @@ class Config(Block):
         description="a shard with a larger share of failed (not rejected) studies, and more "
         "than one, fails its job",
     )
+    keep_intermediates: bool = Field(
+        False,
+        description="keep converted, defaced and registered images in the work tree; otherwise "
+        "those that can be made again or stand in a zip are removed once they have been used",
+    )
     resources: RuleResources = DEFAULTS
 
     @model_validator(mode="after")
@@ -440,7 +446,7 @@ def digest_of(path: Path) -> str:
     if not path.is_file():
         return "missing"
     if path.suffix in (".yaml", ".yml"):  # a comment changes no result
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
         return hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()
     size = path.stat().st_size
     with path.open("rb") as file:

@@ -11,6 +11,7 @@ from mrmill.decisions import ADMIT, REJECT, Decisions
 from mrmill.layout import native_image, native_mask
 from mrmill.masks import Masker
 from mrmill.masks.quality import largest_component, measure_mask, outside_limits
+from mrmill.profile.steps import step
 from mrmill.quickshear import face_plane
 from mrmill.reasons import ACCEPTED, Rejected
 from mrmill.records import Outcome
@@ -96,28 +97,33 @@ def deface_series(
     """
     if decision == REJECT:
         raise Rejected("review_rejected")
-    volume = read_volume(source)
+    with step("read"):
+        volume = read_volume(source)
     if volume.data.min() == volume.data.max():
         raise Rejected("constant_image", found="one value", limit="at least two")
     entry["backend"] = {"name": masker.name, "version": masker.version}
-    brain = masker(volume).astype(bool)
+    with step("mask"):
+        brain = masker(volume).astype(bool)
     if not brain.any():
         raise Rejected("empty_mask", found="0 mL")
-    component = largest_component(brain)
-    plane = face_plane(component, volume.affine, settings.buffer_mm)
-    behind = plane.kept(brain.shape, volume.affine)
-    kept = behind | brain
+    with step("shear"):
+        component = largest_component(brain)
+        plane = face_plane(component, volume.affine, settings.buffer_mm)
+        behind = plane.kept(brain.shape, volume.affine)
+        kept = behind | brain
     voxel_ml = float(np.prod(volume.spacing_mm)) / 1000
     entry["plane"] = plane.as_record()
-    entry["quality"] = {
-        **measure_mask(brain, component, voxel_ml),
-        "beyond_plane_ml": round(int(np.count_nonzero(brain & ~behind)) * voxel_ml, 2),
-        "removed_share": removed_share(volume.data, brain, kept),
-    }
-    distance_mm = plane.distance_mm(component, volume.affine)
+    with step("measure"):
+        entry["quality"] = {
+            **measure_mask(brain, component, voxel_ml),
+            "beyond_plane_ml": round(int(np.count_nonzero(brain & ~behind)) * voxel_ml, 2),
+            "removed_share": removed_share(volume.data, brain, kept),
+        }
+        distance_mm = plane.distance_mm(component, volume.affine)
     if reference_mm is not None:
         entry["quality"]["plane_shift_mm"] = round(distance_mm - reference_mm, 2)
-    entry["files"] = write_defaced(scratch, study_uid, entry["series_id"], volume, brain, kept)
+    with step("write"):
+        entry["files"] = write_defaced(scratch, study_uid, entry["series_id"], volume, brain, kept)
     problems = outside_limits(entry["quality"], settings.quality)
     if problems and decision != ADMIT:
         found, limit = map("; ".join, zip(*problems, strict=True))

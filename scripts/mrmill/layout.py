@@ -62,6 +62,16 @@ class WorkTree:
         """The identified twin of the release's ledger."""
         return self.root / "ledger.csv"
 
+    @property
+    def failures(self) -> Path:
+        """What failed and where its log is: studies and series, by public ids."""
+        return self.root / "failures.csv"
+
+    @property
+    def seals(self) -> Path:
+        """Digests of the shards that were found whole (`mrmill.whole`)."""
+        return self.root / "seals.json"
+
     def shard_plan(self, batch: str, shard: str) -> Path:
         """Studies and input files of one shard."""
         return self.plan / "shards" / batch / f"{shard}.json"
@@ -74,6 +84,10 @@ class WorkTree:
         """Append-only records of a shard's studies in one stage."""
         return self.root / JOURNAL.format(batch=batch, stage=stage, shard=shard)
 
+    def lease(self, batch: str, stage: str, shard: str) -> Path:
+        """Return the file that says who is at work on a shard's stage."""
+        return self.journal(batch, stage, shard).with_suffix(".lease")
+
     def catalog(self, batch: str) -> Path:
         """Manifest of a batch's tables."""
         return self.root / batch / "catalog.json"
@@ -81,6 +95,20 @@ class WorkTree:
     def part(self, batch: str, name: str) -> Path:
         """Return a batch's part of a table of the whole release."""
         return self.root / batch / "catalog" / name
+
+    @property
+    def usage(self) -> Path:
+        """Folder of what every attempt of every shard job took."""
+        return self.root / "usage"
+
+    def attempts(self, batch: str, stage: str, shard: str) -> Path:
+        """Attempts of a shard job, one line each (`mrmill.profile`)."""
+        return self.usage / batch / stage / f"{shard}.jsonl"
+
+    @property
+    def profile(self) -> Path:
+        """Folder of what all attempts together took: table, pictures, page."""
+        return self.root / "profile"
 
     def log(self, batch: str, stage: str, shard: str) -> Path:
         """Log of a shard job: tracebacks are here and only here."""
@@ -114,9 +142,13 @@ class ReleaseTree:
         """Root of the repository of one space."""
         return self.root / f"{self.name}{SUFFIX[space]}"
 
+    def zips(self, space: str, batch: str) -> Path:
+        """Folder of the zips of one batch in one space."""
+        return self.repository(space) / "mri" / batch
+
     def zip(self, space: str, batch: str, study_uid: str) -> Path:
         """Zip of one study in one space."""
-        return self.repository(space) / "mri" / batch / f"{study_uid}{ZIP_SUFFIX[space]}.zip"
+        return self.zips(space, batch) / f"{study_uid}{ZIP_SUFFIX[space]}.zip"
 
     def metadata(self, batch: str) -> Path:
         """Series table of one batch."""
@@ -145,6 +177,15 @@ class ReleaseTree:
     def checksums(self, space: str) -> Path:
         """SHA-256 of every other file of a repository."""
         return self.repository(space) / "SHA256SUMS"
+
+
+def place_in_zip(study_uid: str, name: str) -> tuple[str, str]:
+    """Return the space and the member of a study's zip that a file of the work tree goes into.
+
+    Files of register begin with their space; those of deface are native.
+    """
+    space, _, inner = name.partition("/")
+    return (space, f"{study_uid}/{inner}") if space in SPACES else ("native", f"{study_uid}/{name}")
 
 
 def native_image(study_uid: str, series_id: str) -> str:

@@ -3,12 +3,13 @@
 import hashlib
 import os
 import zipfile
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mrmill import layout
 from mrmill.layout import ReleaseTree
+from mrmill.profile.steps import step
 from mrmill.reasons import ACCEPTED, REJECTED
 from mrmill.records import Outcome, sha256_of
 from mrmill.shards import Study
@@ -52,10 +53,11 @@ def package_study(
         remove_zip(release, space, study.batch, study.study_uid)
         return Outcome(state=REJECTED, reason=_why_nothing(study, space))
     final = release.zip(space, study.batch, study.study_uid)
-    left_out = () if transform_json else ("transform_json",)
-    files = _files(study, space, accepted, left_out)
-    members = {f"{study.study_uid}/{name}": path for name, path in files}
-    digests = write_zip(final, members)
+    members = _files(study, space, accepted)
+    if transform_json:
+        members |= _descriptions(study.study_uid, accepted)
+    with step("zip"):
+        digests = write_zip(final, members)
     return Outcome(
         series=[
             {"series_key": e["series_key"], "series_id": e["series_id"], "state": ACCEPTED}
@@ -75,10 +77,15 @@ def remove_zip(release: ReleaseTree, space: str, batch: str, study_uid: str) -> 
     release.zip(space, batch, study_uid).unlink(missing_ok=True)
 
 
-def write_zip(final: Path, members: Mapping[str, Path]) -> dict[str, str]:
+def write_zip(final: Path, members: Mapping[str, Path | bytes]) -> dict[str, str]:
     """Write a zip that appears whole or not at all and depends on nothing but its content.
 
     Members are sorted and stored, without dates, extra fields or comments.
+
+    Parameters
+    ----------
+    members : dict
+        Name -> file or content.
 
     Returns
     -------
@@ -92,7 +99,9 @@ def write_zip(final: Path, members: Mapping[str, Path]) -> dict[str, str]:
         with part.open("wb") as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
                 for name in sorted(members):
-                    content = members[name].read_bytes()
+                    content = members[name]
+                    if isinstance(content, Path):
+                        content = content.read_bytes()
                     digests[name] = hashlib.sha256(content).hexdigest()
                     member = zipfile.ZipInfo(name, NO_DATE)
                     member.create_system = UNIX
@@ -121,18 +130,27 @@ def _why_nothing(study: Study, space: str) -> str:
     return next(kept_out, "") or NOTHING_LEFT[space]
 
 
-def _files(
-    study: Study, space: str, accepted: list[dict[str, Any]], left_out: Container[str]
-) -> list[tuple[str, Path]]:
-    """Return (name in the study folder, file) of everything that goes into the zip."""
-    if space == "native":
-        return [(n, study.folders["deface"] / n) for e in accepted for n in e["files"].values()]
-    made = [n for e in accepted for kind, n in e["files"].items() if kind not in left_out]
-    files = [(n.removeprefix(f"{space}/"), study.folders["register"] / n) for n in made]
-    return files + _center_copies(study) if space == "coreg" else files
+def _files(study: Study, space: str, accepted: list[dict[str, Any]]) -> dict[str, Path | bytes]:
+    """Return member -> file of everything that goes into the zip."""
+    folder = study.folders["deface" if space == "native" else "register"]
+    names = [name for entry in accepted for name in entry["files"].values()]
+    files = {layout.place_in_zip(study.study_uid, name)[1]: folder / name for name in names}
+    return files | _center_copies(study) if space == "coreg" else files
 
 
-def _center_copies(study: Study) -> list[tuple[str, Path]]:
+def _descriptions(study_uid: str, accepted: list[dict[str, Any]]) -> dict[str, Path | bytes]:
+    """Return member -> content of the JSON beside every transform."""
+    from mrmill.register import describe_fit
+
+    names = [(entry["files"].get("transform"), entry) for entry in accepted]
+    return {
+        layout.transform_json(layout.place_in_zip(study_uid, name)[1]): describe_fit(entry)
+        for name, entry in names
+        if name
+    }
+
+
+def _center_copies(study: Study) -> dict[str, Path | bytes]:
     series = study.upstream["deface"].outcome.accepted_series()
     center = next(entry for entry in series if entry["is_center_modality"])
     uid, center_id = study.study_uid, center["series_id"]
@@ -141,4 +159,5 @@ def _center_copies(study: Study) -> list[tuple[str, Path]]:
         "brain": layout.coreg_mask(uid, center_id, "brain"),
         "defacing": layout.coreg_mask(uid, center_id, "defacing"),
     }
-    return [(name, study.folders["deface"] / center["files"][kind]) for kind, name in names.items()]
+    folder = study.folders["deface"]
+    return {f"{uid}/{name}": folder / center["files"][kind] for kind, name in names.items()}

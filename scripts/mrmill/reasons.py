@@ -6,7 +6,7 @@ The codes, their words and what a user may do about each stand in `config/reason
 from functools import cache
 from pathlib import Path
 
-import yaml
+from mrmill.yaml_tables import parse_yaml
 
 TABLE = Path(__file__).parents[2] / "config" / "reasons.yaml"
 
@@ -46,4 +46,4 @@ class Rejected(Exception):
 @cache
 def reasons() -> dict[str, dict[str, str]]:
     """Return the table of reason codes: code -> stage, meaning, advice."""
-    return yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+    return parse_yaml(TABLE.read_text(encoding="utf-8"))

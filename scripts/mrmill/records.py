@@ -2,15 +2,17 @@
 
 A journal is append-only, one JSON object per line: a `start` when a worker takes a study, a
 `record` when it is done, an `interrupted` when the job was told to stop, a `reopen` when a
-person asks for another try. The last complete line about a study is the truth about it; a
-line cut short by a crash is ignored. A manifest repeats what the records decided, without
-times and usage, so equal work gives an equal file.
+person asks for another try. The last line about a study is the truth about it. Every line carries
+its checksum; one that was cut short by a crash, or changed on the disk, counts as not written. A
+manifest repeats what the records decided, without times and usage, so equal work gives an equal
+file.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,11 @@ class Outcome:
     error: str = ""
     zip: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def n_series(self) -> int:
+        """Series the stage looked at; one may have several entries, as one for each space."""
+        return len({entry["series_key"] for entry in self.series})
+
     def accepted_series(self) -> list[dict[str, Any]]:
         """Return the entries that go on to the next stage."""
         return [entry for entry in self.series if entry["state"] == ACCEPTED]
@@ -76,14 +83,15 @@ class Record:
     files : dict
         Name inside the study folder -> `{"sha256": ..., "bytes": ...}`.
     usage : dict
-        `wall_s`, `cpu_s`, `peak_rss_mb`; not part of the content.
+        `wall_s`, `cpu_s`, `peak_rss_mb`, `ended` (unix seconds), `series` (how many) and
+        `steps` (`profile.steps`); not part of the content.
     """
 
     study_uid: str
     key: str
     outcome: Outcome
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    usage: dict[str, float] = field(default_factory=dict)
+    usage: dict[str, Any] = field(default_factory=dict)
 
     @property
     def content(self) -> str:
@@ -136,20 +144,18 @@ class Journal:
         with self.path.open("ab") as file:
             # a crash may have cut the last line short: start a new one after it
             torn = file.tell() > 0 and not _ends_with_newline(self.path)
-            file.write(b"\n" * torn + json.dumps(line).encode() + b"\n")
+            file.write(b"\n" * torn + signed(line) + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """Yield every complete line."""
+        """Yield every line that is as it was written."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
             for raw in file:
-                try:
-                    yield json.loads(raw)
-                except ValueError:
-                    continue
+                if (line := read_signed(raw)) is not None:
+                    yield line
 
     def history(self) -> dict[str, StudyHistory]:
         """Return, per study, its last record and how often a worker died in it since."""
@@ -180,6 +186,24 @@ class Journal:
         return {uid: seen.record for uid, seen in self.history().items() if seen.record}
 
 
+#: Before the checksum of a journal's line, which is its last value.
+SIGNED = b', "crc32": "'
+
+
+def signed(line: Mapping[str, Any]) -> bytes:
+    """Return a line of a journal with the CRC-32 of what stands before it."""
+    body = json.dumps(line).encode().removesuffix(b"}")
+    return body + SIGNED + f'{zlib.crc32(body):08x}"}}'.encode()
+
+
+def read_signed(raw: bytes) -> dict[str, Any] | None:
+    """Return a line of a journal; None if it was cut short or its bytes were changed."""
+    body, _, end = raw.rstrip(b"\n").rpartition(SIGNED)
+    if end != f'{zlib.crc32(body):08x}"}}'.encode():
+        return None
+    return json.loads(raw)
+
+
 def digest(values: Any) -> str:
     """Return a digest of plain values that does not depend on the order of keys."""
     text = json.dumps(values, sort_keys=True, default=str)
@@ -205,18 +229,38 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def manifest_of(records: Iterable[Record]) -> dict[str, Any]:
-    """Return what a manifest says: per study its state, reason and content digest."""
-    studies = {
-        record.study_uid: {
+    """Return what a manifest says: per study its state, reason, content digest, and failures."""
+    studies: dict[str, dict[str, Any]] = {}
+    for record in records:
+        study = studies[record.study_uid] = {
             "state": record.outcome.state,
             "reason": record.outcome.reason,
             "content": record.content,
         }
-        for record in records
-    }
+        if failures := failures_of(record.outcome):
+            study["failures"] = failures
     states = [study["state"] for study in studies.values()]
     counts = {state: states.count(state) for state in ("accepted", "rejected", "failed")}
     return {"counts": counts, "studies": studies}
+
+
+def failures_of(outcome: Outcome) -> list[dict[str, str]]:
+    """Return what failed in a study: its failed series, or itself as a whole.
+
+    Returns
+    -------
+    failures : list of dict
+        `series_key` (empty for the study as a whole), `reason`, `error` (class and code line).
+    """
+    failed = [entry for entry in outcome.series if entry["state"] == FAILED]
+    found = [(entry["series_key"], entry["reason"], entry.get("error", "")) for entry in failed]
+    if outcome.state == FAILED and not found:
+        found = [("", outcome.reason, outcome.error)]
+    # a series that fails in two spaces for one cause fails once
+    return [
+        {"series_key": key, "reason": reason, "error": error}
+        for key, reason, error in dict.fromkeys(found)
+    ]
 
 
 def _ends_with_newline(path: Path) -> bool:

@@ -1,24 +1,22 @@
 """A run from a terminal: plan, call Snakemake, show how far it is, sum it up."""
 
-import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
-from rich.live import Live
 from rich.progress import Progress, SpinnerColumn, TaskID
 
+from mrmill import slurm
 from mrmill.config import ROOT, Config, ConfigError
-from mrmill.layout import CATALOG_PARTS, ReleaseTree, WorkTree
+from mrmill.layout import ReleaseTree, WorkTree
 from mrmill.lease import Lease
-from mrmill.ledger import stages_of
-from mrmill.records import Journal, sha256_of
-from mrmill.shards import is_whole
-from mrmill.workflow_files import read_plan
+from mrmill.records import Journal, failures_of
+from mrmill.stages import stages_in
+from mrmill.whole import drop_hollow_manifests
 
 #: Snakemake options after which nothing is worked on: its own output is what the user wants.
 QUERIES = {
@@ -87,19 +85,32 @@ def run_workflow(
 ) -> int:
     """Plan, run Snakemake with further arguments, and print the summary; return its exit code."""
     refuse_problems(config, console)
+    query = bool(QUERIES & set(arguments))
     with alone(config):
+        if slurm.is_used(arguments):
+            arguments = [*arguments, *ready_for_slurm(config, query, console)]
         plan_with_progress(config, cores, console)
         drop_hollow_manifests(config)
         command = snakemake_command(config, configfile, cores, arguments)
-        query = bool(QUERIES & set(arguments))
         started = time.monotonic()
         if query or not console.is_terminal:
-            code = subprocess.run(command, check=False).returncode
+            code = run_plainly(command)
         else:
-            code = run_with_progress(command, WorkTree(config.work), console)
+            code = run_with_progress(command, config, console)
         if not query:
+            if not code:
+                drop_hollow_manifests(config)  # what is whole now, the next run need not look at
             summarize(config, code, time.monotonic() - started, console)
     return code
+
+
+def ready_for_slurm(config: Config, query: bool, console: Console) -> list[str]:
+    """Leave the Slurm job this may run in, end jobs of a killed run; return further arguments."""
+    slurm.leave_job()
+    prefix = slurm.job_prefix(config.work)
+    if not query and (ended := slurm.end_jobs(prefix)):
+        console.print(f"ended {ended} jobs of an earlier run; what they had done is kept")
+    return ["--slurm-jobname-prefix", prefix]
 
 
 def refuse_problems(config: Config, console: Console) -> None:
@@ -134,21 +145,38 @@ def snakemake_command(
     ]
 
 
-def run_with_progress(command: list[str], work: WorkTree, console: Console) -> int:
-    """Run Snakemake with its output in a log, and show a live table of what is done."""
-    from mrmill.status import read_status, status_table
+def run_plainly(command: list[str]) -> int:
+    """Run Snakemake with its own output; return its exit code."""
+    with subprocess.Popen(command) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # Snakemake got it as well, and ends its jobs
+            return process.wait()
 
+
+def run_with_progress(command: list[str], config: Config, console: Console) -> int:
+    """Run Snakemake with its output in a log, and show a live table of what is done."""
+    from mrmill.status import StatusReader
+    from mrmill.status.live import show_live
+
+    work = WorkTree(config.work)
     log = work.root / "logs" / "snakemake.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        log.open("wb") as out,
-        subprocess.Popen(command, stdout=out, stderr=out) as process,
-        Live(console=console, refresh_per_second=1) as live,
-    ):
-        while process.poll() is None:
-            live.update(status_table(read_status(work)))
-            time.sleep(1)
-        live.update(status_table(read_status(work)))
+    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
+
+        def over(_: object, pause_s: float) -> bool:
+            if process.poll() is not None:
+                return True
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(pause_s)
+            return False  # one more look at how it ended
+
+        reader = StatusReader(work, stages_in(config))
+        try:
+            show_live(reader, "", console, over)
+        except KeyboardInterrupt:  # Snakemake got it as well
+            console.print("stopping: jobs are being ended; what is done is kept")
+            process.wait()
     if process.returncode:
         console.print(f"the workflow stopped; the last lines of {log}:", style="red")
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -157,68 +185,22 @@ def run_with_progress(command: list[str], work: WorkTree, console: Console) -> i
 
 
 def summarize(config: Config, code: int, seconds: float, console: Console) -> None:
-    """Print what became of everything, and where to look next."""
+    """Print what became of everything, and where to look next; write what failed as a table."""
     from mrmill.ledger.flow import flow_table, read_flows
-    from mrmill.status import summary_text
+    from mrmill.status import read_status, write_failures
+    from mrmill.status.text import failures_text, summary_text
 
     work = WorkTree(config.work)
     release = ReleaseTree(config.release, config.dataset.name)
+    failures = read_status(work, stages_in(config)).failures
+    write_failures(work, failures)
     if code:
+        console.print(failures_text(failures), highlight=False, markup=False, soft_wrap=True)
         console.print("not finished: mend the cause and call `mrmill run` again; it resumes")
     elif release.ledger.exists():
         console.print(flow_table(read_flows(work)))
         console.print(summary_text(work, release), highlight=False, markup=False)
     console.print(f"wall time {seconds / 60:.1f} min", highlight=False)
-
-
-def drop_hollow_manifests(config: Config) -> None:
-    """Remove every manifest whose studies, records or files are no longer all there as written.
-
-    Snakemake looks at manifests alone, and misses none that stands between others: without the
-    last ones, those of the tables, whatever is gone is made again.
-    """
-    work, release = WorkTree(config.work), ReleaseTree(config.release, config.dataset.name)
-    plan = read_plan(config)
-    stages = stages_of(config.spaces, config.input.kind == "release")
-    for batch, stage, shard in finished(work, plan):
-        manifest = json.loads(work.manifest(batch, stage, shard).read_text(encoding="utf-8"))
-        records = Journal(work.journal(batch, stage, shard)).records()
-        n_least = plan[batch][shard]["n_studies"] if stage == stages[0] else 0
-        if len(manifest["studies"]) < n_least or not all(
-            (record := records.get(uid)) is not None
-            and record.content == decided["content"]
-            and is_whole(record, work, release, batch, stage)
-            for uid, decided in manifest["studies"].items()
-        ):
-            work.drop_manifest(batch, stage, shard)
-    for batch, shards in plan.items():
-        needed = [work.manifest(batch, stage, shard) for stage in stages for shard in shards]
-        needed += [work.part(batch, name) for name in CATALOG_PARTS]
-        tables = {"metadata": release.metadata(batch), "splits": work.part(batch, "splits.csv")}
-        if not (all(path.exists() for path in needed) and _agree(work.catalog(batch), tables)):
-            work.catalog(batch).unlink(missing_ok=True)
-    last = work.root / "catalog.json"
-    needed = [work.ledger, *(work.catalog(batch) for batch in plan)]
-    native = (release.splits, release.ledger, release.card, release.checksums("native"))
-    tables = {str(path.relative_to(release.root)): path for path in native}
-    if not (all(path.exists() for path in needed) and _agree(last, tables)):
-        last.unlink(missing_ok=True)
-
-
-def _agree(manifest: Path, tables: Mapping[str, Path]) -> bool:
-    """Say whether tables are as the manifest that was written behind them says."""
-    if not manifest.exists():
-        return False
-    digests = json.loads(manifest.read_text(encoding="utf-8"))["digests"]
-    return all(p.exists() and sha256_of(p) == digests[name] for name, p in tables.items())
-
-
-def finished(work: WorkTree, plan: dict) -> Iterator[tuple[str, str, str]]:
-    """Yield batch, stage and shard of every manifest there is."""
-    for batch, shards in plan.items():
-        for shard in shards:
-            for path in sorted((work.root / batch).glob(f"*/{shard}.json")):
-                yield batch, path.parent.name, shard
 
 
 def reopen_failed(work: WorkTree, reason: str = "", batch: str = "") -> int:
@@ -228,11 +210,11 @@ def reopen_failed(work: WorkTree, reason: str = "", batch: str = "") -> int:
     """
     opened = 0
     for path in sorted(work.root.glob(f"{batch or 'batch*'}/*/*.jsonl")):
+        if b'"failed"' not in path.read_bytes():  # nearly all of them: spare the parsing
+            continue
         journal = Journal(path)
         for uid, record in journal.records().items():
-            outcome = record.outcome
-            causes = {o["reason"] for o in outcome.series if o["state"] == "failed"}
-            causes |= {outcome.reason} if outcome.state == "failed" else set()
+            causes = {failure["reason"] for failure in failures_of(record.outcome)}
             if causes and (not reason or reason in causes):
                 journal.append("reopen", uid)
                 work.drop_manifest(path.parents[1].name, path.parent.name, path.stem)

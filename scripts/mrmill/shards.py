@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import resource
 import shutil
 import signal
 import time
@@ -29,13 +28,15 @@ from mrmill.errors import UserError, error_location
 from mrmill.layout import ReleaseTree, WorkTree
 from mrmill.lease import Lease, LeaseTaken
 from mrmill.logs import collected, write_collected
+from mrmill.profile import attempts
+from mrmill.profile.steps import cpu_seconds, peak_mb, step, take_steps
 from mrmill.reasons import ACCEPTED, FAILED, REJECTED, Rejected
 from mrmill.records import Journal, Outcome, Record, StudyHistory, digest, manifest_of, write_json
+from mrmill.scratch import job_scratch
+from mrmill.spent import PACKAGE, ShardFiles, SourceGone, take_over
+from mrmill.stamps import without_stamps
 
 log = logging.getLogger(__name__)
-
-#: Name of a packaging stage, before its space.
-PACKAGE = "package-"
 
 #: What the plan says about a study's dates; only curate, which writes the tables' rows, reads it.
 DATES = ("StudyDate", "date_shift_days", "anon_study_date")
@@ -97,6 +98,15 @@ class ShardJob:
         Processes; with 1 the stage function runs in this process.
     max_failed_fraction : float
         More failed studies than this share, and more than one, fail the job.
+    asked : dict
+        What the scheduler was asked for (`profile.attempts.asked_of`); for the profile only.
+    all_needs : dict
+        Stage -> stages it needs, for every stage of the run; with none, no file is removed.
+    make_again : dict
+        Stage -> its stage function, for those whose files are removed once used and, should
+        they be needed after all, made again from the input.
+    keep_intermediates : bool
+        Remove nothing.
     """
 
     work: WorkTree
@@ -109,11 +119,21 @@ class ShardJob:
     per_study: Mapping[str, Any] = field(default_factory=dict)
     workers: int = 1
     max_failed_fraction: float = 0.1
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    all_needs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    make_again: Mapping[str, "StageFunction"] = field(default_factory=dict)
+    keep_intermediates: bool = False
 
     @property
     def journal(self) -> Journal:
         """Records of this shard and stage."""
         return Journal(self.work.journal(self.batch, self.stage, self.shard))
+
+    @property
+    def files(self) -> ShardFiles:
+        """Files of this shard, as they are now."""
+        again = frozenset(self.make_again)
+        return ShardFiles(self.work, self.release, self.batch, self.shard, self.all_needs, again)
 
     def planned(self) -> list[dict[str, Any]]:
         """Return the plan's entries of this shard."""
@@ -149,7 +169,7 @@ class ShardJob:
 
     def key(self, study: Study) -> str:
         """Digest of all that the study's outcome depends on."""
-        planned = study.plan
+        planned = without_stamps(study.plan)
         if self.needs:  # files and their times matter to the first stage only
             read = ("patient_uid", *DATES) if self.stage == "curate" else ("patient_uid",)
             planned = {name: planned.get(name) for name in read}
@@ -188,19 +208,23 @@ def process_shard(
         When another job is at work on this shard and does not end.
     """
     with (
-        Lease(job.journal.path.with_suffix(".lease"), LEASE_WAIT_S) as lease,
+        Lease(job.work.lease(job.batch, job.stage, job.shard), LEASE_WAIT_S) as lease,
         _sigterm_as_interrupt(),
+        attempts.watched(job),
+        job_scratch(),
     ):
         studies = job.studies()
         history = job.journal.history()
         _forget_obsolete(job, studies, history)
         _sweep_scratch(job, studies.keys() | history.keys())
-        todo = [s for s in studies.values() if not _holds(job, s, history.get(s.study_uid))]
+        todo = _to_do(job, studies, history)
         log.info("%s: %d studies, %d to do", job.stage, len(studies), len(todo))
         if todo and prepare:
             prepare()
         _work_through(job, do, todo, history, lease)
         _finish(job, studies, lease)
+        for stage in () if job.keep_intermediates else job.needs:
+            job.files.remove_spent(stage, own=job.stage)
 
 
 def _finish(job: ShardJob, studies: dict[str, Study], lease: Lease) -> None:
@@ -221,24 +245,19 @@ def _finish(job: ShardJob, studies: dict[str, Study], lease: Lease) -> None:
     write_json(job.work.manifest(job.batch, job.stage, job.shard), {**where, **manifest})
 
 
-def _holds(job: ShardJob, study: Study, seen: StudyHistory | None) -> bool:
-    """Whether a study's record is of this very work and its files are all there."""
-    if seen is None or seen.record is None or seen.record.key != job.key(study):
-        return False
-    return is_whole(seen.record, job.work, job.release, job.batch, job.stage)
+def _to_do(
+    job: ShardJob, studies: dict[str, Study], history: dict[str, StudyHistory]
+) -> list[Study]:
+    """Return the studies without a record of this very work, or whose files are gone."""
+    files = job.files
 
+    def holds(study: Study) -> bool:
+        seen = history.get(study.study_uid)
+        if seen is None or seen.record is None or seen.record.key != job.key(study):
+            return False
+        return files.is_whole(job.stage, seen.record)
 
-def is_whole(record: Record, work: WorkTree, release: ReleaseTree, batch: str, stage: str) -> bool:
-    """Whether all that a record speaks of is there with its size: files, and a study's zip."""
-    folder = work.study(batch, stage, record.study_uid)
-    expected = {folder / name: facts["bytes"] for name, facts in record.files.items()}
-    if archive := record.outcome.zip:
-        repository = release.repository(stage.removeprefix(PACKAGE))
-        expected[repository / archive["path"]] = archive["bytes"]
-    try:
-        return all(path.stat().st_size == size for path, size in expected.items())
-    except FileNotFoundError:
-        return False
+    return [study for study in studies.values() if not holds(study)]
 
 
 def is_accepted(record: Record | None) -> bool:
@@ -297,7 +316,7 @@ def _in_process(
     for study in studies:
         _start(job, study, lease)
         try:
-            _record(job, lease, *_work(job, do, study))
+            _record(job, lease, study, *_work(job, do, study))
         except BaseException:
             with suppress(OSError):  # the disk may be full
                 job.journal.append("interrupted", study.study_uid)
@@ -317,7 +336,7 @@ def _in_pool(job: ShardJob, do: StageFunction, studies: list[Study], lease: Leas
                 _start(job, study := waiting.pop(0), lease)
                 flying[pool.submit(_work, job, do, study)] = study
             for future in wait(flying, return_when=FIRST_COMPLETED).done:
-                _record(job, lease, *future.result())
+                _record(job, lease, flying[future], *future.result())
                 del flying[future]
     except BrokenProcessPool:
         log.error("a worker died with %d studies in flight", len(flying))
@@ -344,10 +363,13 @@ def _start(job: ShardJob, study: Study, lease: Lease) -> None:
     job.journal.append("start", study.study_uid)
 
 
-def _record(job: ShardJob, lease: Lease, record: Record, text: str) -> None:
+def _record(job: ShardJob, lease: Lease, study: Study, record: Record, text: str) -> None:
     _check_lease(job, lease)
     write_collected(text)
     job.journal.write(record)
+    if not job.keep_intermediates:
+        job.files.remove_read(job.stage, record, study.upstream)
+    attempts.count(record)
     log.info("study %s %s %s", record.study_uid, record.outcome.state, record.outcome.reason)
 
 
@@ -358,18 +380,60 @@ def _work(job: ShardJob, do: StageFunction, study: Study) -> tuple[Record, str]:
     with collected() as text, measured() as usage:
         files: dict[str, dict[str, Any]] = {}
         try:
+            _bring_back(job, study, final)
             with staged_folder(final) as scratch:
                 outcome = do(study, scratch)
                 json.dumps(vars(outcome))  # what cannot be recorded is this study's failure
-                files = checksums(scratch)
+                with step("checksum"):
+                    files = checksums(scratch)
         except Rejected as rejected:
             outcome = Outcome(REJECTED, rejected.reason, rejected.found, rejected.limit)
+        except SourceGone:
+            outcome = Outcome(FAILED, "source_gone")
         except Exception as error:
             if is_machine_error(error):
                 raise
             log.exception("study %s failed", study.study_uid)
             outcome = Outcome(FAILED, "error", error=error_location(error))
+    usage["series"] = outcome.n_series
     return Record(study.study_uid, job.key(study), outcome, files, usage), text.getvalue()
+
+
+def _bring_back(job: ShardJob, study: Study, final: Path) -> None:
+    """Get back files of earlier stages that were removed once they had been used.
+
+    Raises
+    ------
+    SourceGone
+        When they cannot be had again as they were.
+    """
+    files = job.files
+    for stage, record in study.upstream.items():
+        if not (missing := files.missing(stage, record, job.stage)):
+            continue
+        log.info("study %s: %d files of %s are had again", study.study_uid, len(missing), stage)
+        with step("bring_back"), scratch_folder(final) as scratch:
+            try:
+                if make := job.make_again.get(stage):
+                    make(study, scratch)
+                else:
+                    files.unzip(record, missing, scratch)
+            except Exception as error:
+                if is_machine_error(error):
+                    raise
+                raise SourceGone from error
+            take_over(scratch, study.folders[stage], record, missing)
+
+
+@contextmanager
+def scratch_folder(final: Path) -> Iterator[Path]:
+    """Give an empty folder beside `final` for the length of a block."""
+    scratch = final.with_name(f".{final.name}.{uuid4().hex[:8]}.part")
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager
@@ -378,14 +442,10 @@ def staged_folder(final: Path) -> Iterator[Path]:
 
     An empty scratch folder becomes nothing.
     """
-    scratch = final.with_name(f".{final.name}.{uuid4().hex[:8]}.part")
-    scratch.mkdir(parents=True)
-    try:
+    with scratch_folder(final) as scratch:
         yield scratch
         if any(scratch.iterdir()):
             scratch.rename(final)  # the same disk: one step, all of it or nothing
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def checksums(folder: Path) -> dict[str, dict[str, Any]]:
@@ -400,17 +460,19 @@ def checksums(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def measured() -> Iterator[dict[str, float]]:
-    """Measure wall and CPU seconds (children included) and the process's peak memory."""
-    usage: dict[str, float] = {}
-    wall, cpu = time.perf_counter(), sum(os.times()[:4])
+def measured() -> Iterator[dict[str, Any]]:
+    """Measure wall and CPU seconds (children included), peak memory in MB, end and steps."""
+    usage: dict[str, Any] = {}
+    take_steps()  # those of no study
+    wall, cpu = time.perf_counter(), cpu_seconds()
     try:
         yield usage
     finally:
         usage["wall_s"] = round(time.perf_counter() - wall, 3)
-        usage["cpu_s"] = round(sum(os.times()[:4]) - cpu, 3)
-        who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-        usage["peak_rss_mb"] = round(max(resource.getrusage(w).ru_maxrss for w in who) / 1024)
+        usage["cpu_s"] = round(cpu_seconds() - cpu, 3)
+        usage["peak_rss_mb"] = round(peak_mb())
+        usage["ended"] = round(time.time(), 2)
+        usage["steps"] = take_steps()
 
 
 @contextmanager
@@ -459,7 +521,7 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 
 def _start_worker() -> None:
     """Leave interrupts to the parent, and die with it rather than write on as an orphan."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for told_to_stop in (signal.SIGINT, signal.SIGTERM):  # schedulers tell every process of a job
+        signal.signal(told_to_stop, signal.SIG_IGN)
     if hasattr(ctypes.CDLL(None), "prctl"):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -17,13 +17,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TextIO, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mrmill.errors import UserError
 from mrmill.reasons import reasons
 from mrmill.records import sha256_of
-from mrmill.yaml_tables import problem_lines
+from mrmill.yaml_tables import parse_yaml, problem_lines
 
 TABLES = Path(__file__).parents[2] / "config" / "tables.yaml"
 
@@ -201,7 +200,7 @@ def validated(rows: Iterable[Mapping[str, Any]], model: type[Model]) -> tuple[Mo
 @cache
 def load_table(name: Literal["splits", "ledger"]) -> tuple[Field, ...]:
     """Return the schema of `splits.csv` or `ledger.csv`."""
-    return validated(yaml.safe_load(TABLES.read_text(encoding="utf-8"))[name], Field)
+    return validated(parse_yaml(TABLES.read_text(encoding="utf-8"))[name], Field)
 
 
 def chunks(rows: Iterable[T]) -> Iterator[list[T]]:

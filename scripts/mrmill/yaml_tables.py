@@ -12,6 +12,20 @@ from mrmill.errors import UserError
 
 Model = TypeVar("Model", bound=BaseModel)
 
+#: libyaml's where it is there: ten times as fast, and every job of a cluster reads tables twice.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def parse_yaml(text: str) -> Any:
+    """Return what a YAML document holds: plain values only.
+
+    Raises
+    ------
+    yaml.YAMLError
+        If it is none.
+    """
+    return yaml.load(text, LOADER)
+
 
 def read_yaml(path: Path, error: type[UserError]) -> Any:
     """Return what a YAML file holds.
@@ -22,7 +36,7 @@ def read_yaml(path: Path, error: type[UserError]) -> Any:
         If it cannot be read.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
         raise error(f"{path.name} cannot be read: {problem}") from problem
 

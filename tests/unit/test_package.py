@@ -4,6 +4,7 @@ import subprocess
 import zipfile
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from mrmill import layout
@@ -43,19 +44,17 @@ def study(tmp_path):
     in_coreg = {
         "img": f"coreg/{layout.coreg_image(UID, T2)}",
         "transform": f"coreg/{layout.coreg_transform(T2)}",
-        "transform_json": f"coreg/{layout.transform_json(layout.coreg_transform(T2))}",
     }
     in_atlas = {
         "img": f"atlas/{layout.atlas_image(UID, CENTER)}",
         "brain": f"atlas/{layout.atlas_mask(UID, CENTER, 'brain')}",
         "defacing": f"atlas/{layout.atlas_mask(UID, CENTER, 'defacing')}",
         "transform": f"atlas/{layout.atlas_transform(CENTER)}",
-        "transform_json": f"atlas/{layout.transform_json(layout.atlas_transform(CENTER))}",
     }
     register = [
         entry(CENTER, {}, space="coreg"),
-        entry(CENTER, in_atlas, space="atlas"),
-        entry(T2, in_coreg, space="coreg"),
+        entry(CENTER, in_atlas, space="atlas", **FIT),
+        entry(T2, in_coreg, space="coreg", **FIT),
         entry(T2, {"img": f"atlas/{layout.atlas_image(UID, T2)}"}, space="atlas"),
     ]
     records, folders = {}, {}
@@ -68,6 +67,9 @@ def study(tmp_path):
             path.write_text(f"content of {name}")
     return Study(UID, "P", "batch03", upstream=records, folders=folders)
 
+
+#: What register notes about a transform.
+FIT = {"matrix": np.eye(4).tolist(), "quality": {"brain_dice": 0.9}, "fit": "ok", "about": {}}
 
 EXPECTED = {
     "native": [f"{UID}/{name}" for s in (CENTER, T2) for name in native_files(s).values()],

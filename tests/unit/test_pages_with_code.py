@@ -16,7 +16,7 @@ from mrmill.config import ROOT
 from mrmill.layout import ReleaseTree
 from mrmill.package import write_zip
 from mrmill.register.resampling import resample
-from mrmill.register.transforms import RigidTransform, write_description, write_transform
+from mrmill.register.transforms import RigidTransform, description, write_transform
 from mrmill.volumes import Volume, as_released, write_volume
 
 UID, SERIES, CENTER = "XZK42OJMMC", "t2w-raw-axi", "t1w-raw-sag"
@@ -95,7 +95,7 @@ def written(tmp_path_factory):
         if space in transforms:
             name, transform = transforms[space]
             write_transform(made / name, transform)
-            write_description(made / layout.transform_json(name), transform)
+            (made / layout.transform_json(name)).write_bytes(description(transform))
         files = (p for p in made.rglob("*") if p.is_file())
         members = {f"{UID}/{p.relative_to(made)}": p for p in files}
         write_zip(release.zip(space, "batch00", UID), members)

@@ -15,7 +15,7 @@ from mrmill import __version__, layout
 from mrmill.config import Register
 from mrmill.reasons import Rejected
 from mrmill.records import Outcome, Record
-from mrmill.register import register_study
+from mrmill.register import describe_fit, register_study
 from mrmill.register.atlas import Atlas
 from mrmill.register.engines import Found, find
 from mrmill.register.quality import Problem, measure, measured, problems, state
@@ -255,14 +255,13 @@ def in_both(series_id, reason):
 def coreg_files(series_id):
     transform = f"coreg/{layout.coreg_transform(series_id)}"
     image = f"coreg/{layout.coreg_image(UID, series_id)}"
-    return {image, transform, layout.transform_json(transform)}
+    return {image, transform}
 
 
 ATLAS_OF_CENTER = {
     f"atlas/{layout.atlas_image(UID, CENTER)}",
     *(f"atlas/{layout.atlas_mask(UID, CENTER, kind)}" for kind in ("brain", "defacing")),
     f"atlas/{layout.atlas_transform(CENTER)}",
-    f"atlas/{layout.transform_json(layout.atlas_transform(CENTER))}",
 }
 
 
@@ -297,9 +296,9 @@ def test_every_series_comes_to_lie_on_the_center_and_on_the_atlas(run, atlas, en
         (f"atlas/transform/M_atlas_{CENTER}", CENTER, {"atlas": "test", "sha256": "0" * 64}),
     ],
 )
-def test_beside_each_transform_a_json_says_what_it_is(run, folder, tmp_path, name, moving, target):
-    outcome = run()
-    text = (folder / f"{name}.json").read_text()
+def test_a_description_says_what_a_transform_is(run, folder, tmp_path, name, moving, target):
+    entry = entry_of(run(), moving, name.partition("/")[0])
+    text = describe_fit(entry).decode()
     said = json.loads(text)
     read = read_transform(folder / f"{name}.mat")
     np.testing.assert_allclose(said["matrix"], read.matrix, rtol=0, atol=1e-9)
@@ -307,7 +306,6 @@ def test_beside_each_transform_a_json_says_what_it_is(run, folder, tmp_path, nam
     assert said["fixed"].items() >= target.items()
     assert said["engine"] == {"asked": SETTINGS.engine, "found_by": "known"}
     assert (said["seed"], said["versions"]["mrmill"]) == (SETTINGS.seed, __version__)
-    entry = entry_of(outcome, moving, name.partition("/")[0])
     assert said["quality"] == entry["quality"]
     assert (said["state"], "review" in said) == ("ok", False)
     assert str(tmp_path) not in text
@@ -364,7 +362,7 @@ def test_a_doubtful_series_waits_for_a_person_with_its_files(run, engine, folder
         assert (entry["found"], entry["limit"]) == ("spread_mm 90.000", "spread_mm <= 4")
     assert entry_of(outcome, T2, "coreg")["fit"] == "needs_review"
     assert {name for name in written(folder) if T2 in name} == coreg_files(T2)
-    said = json.loads((folder / f"coreg/transform/M_coreg_{T2}.json").read_text())
+    said = json.loads(describe_fit(entry_of(outcome, T2, "coreg")))
     assert (said["state"], "review" in said) == ("needs_review", False)
 
 
@@ -378,7 +376,7 @@ def test_a_person_who_looked_admits_a_series(run, engine, folder, doubt):
     assert states(outcome) == ALL_GOOD
     entry = entry_of(outcome, T2, "coreg")
     assert (entry["fit"], entry["review"]) == (doubt, "admit")
-    said = json.loads((folder / f"coreg/transform/M_coreg_{T2}.json").read_text())
+    said = json.loads(describe_fit(entry_of(outcome, T2, "coreg")))
     assert (said["state"], said["review"]) == (doubt, "admit")
     assert f"atlas/{layout.atlas_image(UID, T2)}" in written(folder)
 
@@ -428,7 +426,7 @@ def test_a_center_that_may_not_fit_the_atlas_keeps_its_study_out_of_it(
     assert states(held) == ALL_GOOD | in_atlas(reason)
     assert entry_of(held, T2, "atlas")["found"] == entry_of(held, CENTER, "atlas")["found"] != ""
     assert {name for name in written(folder) if name.startswith("atlas/")} == ATLAS_OF_CENTER
-    said = json.loads((folder / f"atlas/transform/M_atlas_{CENTER}.json").read_text())
+    said = json.loads(describe_fit(entry_of(held, CENTER, "atlas")))
     assert said["state"] == doubt
     assert states(run({CENTER: "admit"})) == ALL_GOOD
 

@@ -26,10 +26,11 @@ def work(config):
             outcome, files = Outcome(), {}
             if stage == "deface":
                 path = work.study("batch00", stage, uid) / "img.nii.gz"
-                files = {"img.nii.gz": {"sha256": "x", "bytes": 3}}
+                files = {"img.nii.gz": {"sha256": "x", "members": {}, "bytes": 3}}
             else:
                 path = ReleaseTree(config.release, "MY-MRI").zip("native", "batch00", uid)
-                outcome.zip = {"path": f"mri/batch00/{uid}.zip", "bytes": 3, "sha256": "x"}
+                name = f"mri/batch00/{uid}.zip"
+                outcome.zip = {"path": name, "bytes": 3, "sha256": "x", "members": {}}
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"abc")
             records.append(Record(uid, "key", outcome, files, {"wall_s": 1.0}))
@@ -141,6 +142,47 @@ def test_a_manifest_without_a_planned_study_is_dropped(config, work, tables):
     write_json(work.manifest("batch00", "convert", "shard0000"), {"studies": {}})
     drop_hollow_manifests(config)
     assert "convert" not in left(work)
+
+
+def test_what_was_found_whole_is_not_read_again(config, work, tables, monkeypatch):
+    drop_hollow_manifests(config)
+
+    def no_reading(*_):
+        raise AssertionError("a journal was read")
+
+    monkeypatch.setattr(Journal, "lines", no_reading)
+    drop_hollow_manifests(config)
+    assert cataloged(work) == [True, True]
+
+
+def image_of(config, work):
+    return work.study("batch00", "deface", "B") / "img.nii.gz"
+
+
+def zip_of(config, work):
+    return next(config.release.rglob("B.zip"))
+
+
+def journal_of(config, work):
+    return journal(work, "package-native").path
+
+
+@pytest.mark.parametrize("spoil", ["remove", "cut"])
+@pytest.mark.parametrize("place", [image_of, zip_of, journal_of])
+def test_what_was_found_whole_and_changed_since_is_seen(config, work, tables, place, spoil):
+    drop_hollow_manifests(config)
+    path = place(config, work)
+    path.unlink() if spoil == "remove" else path.write_bytes(path.read_bytes()[:-2])
+    drop_hollow_manifests(config)
+    spoilt = "deface" if place is image_of else "package-native"
+    assert left(work) == set(stages_of(config.spaces)) - {spoilt}
+    assert cataloged(work) == [False, False]
+
+
+def test_other_settings_look_at_everything_again(config, work, tables):
+    drop_hollow_manifests(config)
+    drop_hollow_manifests(config.model_copy(update={"release": config.release / "other"}))
+    assert "package-native" not in left(work)
 
 
 def test_retry_opens_failed_studies_of_a_reason_and_their_shard(work):

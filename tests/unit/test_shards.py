@@ -14,7 +14,7 @@ from mrmill import shards
 from mrmill.layout import ReleaseTree, WorkTree
 from mrmill.lease import Lease, LeaseTaken
 from mrmill.reasons import Rejected
-from mrmill.records import Journal, Outcome
+from mrmill.records import Journal, Outcome, read_signed, signed
 from mrmill.shards import ShardFailed, ShardJob, guarded, process_shard
 
 UIDS = ("STUDYA", "STUDYB", "STUDYC", "STUDYD")
@@ -214,6 +214,29 @@ def test_a_torn_last_line_is_ignored_and_written_after(tree):
     process_shard(job_on(tree), partial(write_name, calls=calls))
     assert calls == ["STUDYD"]
     assert manifest(tree)["counts"]["accepted"] == 4
+
+
+@pytest.mark.parametrize("line", [{"event": "start", "study_uid": "A"}, {"event": "x", "é": [1]}])
+def test_a_line_of_a_journal_with_any_byte_changed_counts_as_not_written(line):
+    raw = signed(line) + b"\n"
+    assert read_signed(raw).items() >= line.items()
+    for place in range(len(raw) - 4):  # after it come only the end of the string and the line
+        changed = raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :]
+        assert read_signed(changed) is None
+    for length in range(len(raw) - 3):
+        assert read_signed(raw[:length]) is None
+
+
+def test_a_study_whose_record_was_changed_on_the_disk_is_done_again(tree):
+    process_shard(job_on(tree), write_name)
+    before = snapshot(tree)
+    journal = tree.journal("batch00", "convert", "shard0000")
+    record = journal.read_bytes().replace(b'"state": "accepted"', b'"state": "rejected"', 1)
+    journal.write_bytes(record)
+    calls = []
+    process_shard(job_on(tree), partial(write_name, calls=calls))
+    assert len(calls) == 1
+    assert snapshot(tree) == before
 
 
 def test_rejected_and_failed_studies_are_recorded_and_the_shard_goes_on(tree):

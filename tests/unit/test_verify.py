@@ -15,7 +15,7 @@ from mrmill.columns import Column, load_columns
 from mrmill.layout import ReleaseTree
 from mrmill.package import write_zip
 from mrmill.records import write_json
-from mrmill.register.transforms import RigidTransform, write_description, write_transform
+from mrmill.register.transforms import RigidTransform, description, write_transform
 from mrmill.tables import load_table
 from mrmill.verify import ReleaseError, verify_release, write_checksums
 from mrmill.volumes import write_volume
@@ -327,7 +327,7 @@ def put_transform(release, space, series_id, off_mm=0.0):
     folder = release.root.parent / "described"
     write_transform(folder / name, transform)
     beside = layout.transform_json(name)
-    write_description(folder / beside, RigidTransform(told @ transform.matrix))
+    (folder / beside).write_bytes(description(RigidTransform(told @ transform.matrix)))
     files = {f"{UID}/{n}": (folder / n).read_bytes() for n in (name, beside)}
     rezip(release, space, lambda members: members.update(files))
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from benchmarks.registration.summary import summarised
+from benchmarks.scale.__main__ import LIMITS
 from conftest import ROOT, environment
 
 
@@ -27,6 +28,19 @@ def test_curation_curates_every_series():
     found = json.loads(bench("benchmarks.curation", "--series", 700, "--processes", 1))
     assert found["series"] == sum(found["reasons"].values()) >= 700
     assert found["series_per_cpu_s"] > 0
+
+
+@pytest.mark.slow
+def test_scale_measures_a_plan_a_finished_batch_and_a_few_jobs(tmp_path):
+    out = tmp_path / "out.json"
+    bench("benchmarks.scale", "--shrink", 500, "--json", out)
+    found = json.loads(out.read_text())
+    assert found.keys() >= LIMITS.keys()
+    stages, tables = 7, 28 + 2  # of every batch, of the release, and what asks for all
+    assert found["jobs"] == stages * found["shards"] + tables
+    assert found["manifests"] + found["open_journals"] == stages * found["shards"]
+    assert 35 <= found["bookkeeping_files_per_shard"] <= 40
+    assert found["bookkeeping_files_per_1000_series"] <= 120
 
 
 def test_indexing_is_held_against_pydicom(tmp_path):

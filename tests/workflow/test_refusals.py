@@ -108,19 +108,16 @@ def snakemake(*arguments):
     return subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True)
 
 
-def test_no_room_on_the_disk(tmp_path, monkeypatch):
-    from collections import namedtuple
-
+def test_no_room_on_the_disk(tmp_path, tiny_export, monkeypatch):
     from mrmill.check import check
     from mrmill.config import load_config
+    from mrmill.disk import Amount
 
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 0))
-    (tmp_path / "export").mkdir()
-    findings = check(load_config(project(tmp_path)))
-    problems = [f for f in findings if f.level == "problem"]
-    assert {"make room" in f.advice for f in problems} == {True}
-    assert len(problems) == 2
+    monkeypatch.setattr("mrmill.check.free_space", lambda _: Amount(10**7, 10**6))
+    findings = check(load_config(project(tmp_path, input={"path": str(tiny_export)})))
+    (problem,) = [f for f in findings if f.level == "problem"]  # both trees share the disk
+    assert "0.01 GB and 1,000,000 inodes free" in problem.what
+    assert "make room" in problem.advice
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -25,10 +25,11 @@ from mrmill.convert.dcm2niix import (
 )
 from mrmill.convert.instances import PLAINEST_FIRST, Instance, by_kind, read_instance
 from mrmill.convert.slices import check_stack
+from mrmill.profile.steps import step
 from mrmill.reasons import ACCEPTED, REJECTED, Rejected
 from mrmill.records import Outcome
 from mrmill.shards import Study, guarded
-from mrmill.stamps import digest_of_files
+from mrmill.stamps import digest_of_content, digest_of_files
 from mrmill.volumes import Volume, as_released, read_volume, write_volume
 
 log = logging.getLogger(__name__)
@@ -67,8 +68,10 @@ def convert_study(study: Study, scratch: Path, settings: Convert) -> Outcome:
     if plan.get("reject"):
         entries = [_not_touched(series, "study_rejected") for series in plan["series"]]
         return Outcome(REJECTED, plan["reject"], series=entries)
+    stamps = plan.get("stamps", {})
+    planned = [{**series, "stamps": stamps.get(series["series_key"])} for series in plan["series"]]
     return study_outcome(
-        [entry for series in plan["series"] for entry in convert_series(series, scratch, settings)]
+        [entry for series in planned for entry in convert_series(series, scratch, settings)]
     )
 
 
@@ -85,6 +88,8 @@ def convert_series(series: dict[str, Any], scratch: Path, settings: Convert) -> 
         return [_not_touched(series, series["reject"])]
     entry: Entry = {"series_key": series["series_key"], "source": series["series_key"]}
     with guarded(entry):
+        with step("digest"):
+            entry["source_sha256"] = digest_of_content(series)
         if series["kind"] == "dicom":
             return _from_dicom(series, entry, scratch, settings)
         _from_nifti(series, entry, scratch, settings)
@@ -105,7 +110,8 @@ def _from_nifti(series: dict[str, Any], entry: Entry, scratch: Path, settings: C
     sidecar, warnings = _sidecar(Path(series["sidecar"])) if series.get("sidecar") else ({}, [])
     entry.update(warnings=warnings, header=sidecar_header(sidecar, series["table"], columns))
     (name,) = series["files"]
-    volume = read_volume(Path(series["folder"], name))
+    with step("read"):
+        volume = read_volume(Path(series["folder"], name))
     entry["n_slices"] = volume.data.shape[2]
     _write(volume, entry, scratch)
 
@@ -132,15 +138,17 @@ def _from_dicom(
         return with_series_table(dicom_header(path, columns), series["table"], columns)
 
     entry.update(n_sop=series["n_sop"], warnings=series.get("warnings", []))
-    instances = _read_instances(series)
+    with step("headers"):
+        instances = _read_instances(series)
     found = check_counts(instances)
     lossy = [LOSSY] if any(instance.is_lossy for instance in instances) else []
     entry["warnings"] = [*entry["warnings"], *found, *lossy]
     with TemporaryDirectory(dir=scratch, prefix=".dcm2niix-") as folder:
-        conversions = [
-            run_dcm2niix(files, Path(folder, kind), settings.timeout_s)
-            for kind, files in by_kind(instances).items()
-        ]
+        with step("dcm2niix"):
+            conversions = [
+                run_dcm2niix(files, Path(folder, kind), settings.timeout_s)
+                for kind, files in by_kind(instances).items()
+            ]
         return _entries(conversions, entry, scratch, header_of)
 
 
@@ -149,7 +157,7 @@ def _read_instances(series: dict[str, Any]) -> list[Instance]:
     if n_unreadable := series.get("n_unreadable", 0):
         raise Rejected("incomplete", f"{n_unreadable} files cannot be read", "all files readable")
     folder = Path(series["folder"])
-    if digest_of_files(folder, series["files"]) != series["digest"]:
+    if digest_of_files(folder, series["files"]) != (series.get("stamps") or series["digest"]):
         raise ChangedSincePlan
     return [read_instance(folder / name) for name in sorted(series["files"])]
 
@@ -190,11 +198,13 @@ def _entries(
                 raise Rejected("incomplete", found, limit)
             if output not in kept:
                 raise Rejected("extra_output", f"{len(made)} images", "the plainest")
-            volume = read_volume(output.path)
+            with step("read"):
+                volume = read_volume(output.path)
             _check_scale(output, warnings)
             if not output.instances[0].is_mosaic:
                 check_stack(volume, output.slice_axis, output.instances)
-            entry["header"] = header_of(output.sources()[0].path)
+            with step("headers"):
+                entry["header"] = header_of(output.sources()[0].path)
             _write(volume, entry, scratch)
     return entries
 
@@ -222,7 +232,8 @@ def _write(volume: Volume, entry: Entry, scratch: Path) -> None:
     entry["shape"] = list(volume.data.shape)
     entry["spacing_mm"] = volume.spacing_mm.round(6).tolist()
     entry["affine"] = volume.affine.tolist()
-    write_volume(scratch / entry["file"], data, volume.affine)
+    with step("write"):
+        write_volume(scratch / entry["file"], data, volume.affine)
 
 
 def going_on(outputs: Sequence[Output]) -> list[Output]:

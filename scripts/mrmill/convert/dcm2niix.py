@@ -217,7 +217,7 @@ def run_dcm2niix(instances: Sequence[Instance], folder: Path, timeout_s: float) 
         raise TimeoutError(f"dcm2niix took longer than {timeout_s:g} s") from None
     said = done.stdout.decode(errors="replace").lower()
     if "disk full" in said:
-        raise OSError(errno.ENOSPC, "dcm2niix could not write")
+        raise OSError(errno.ENOSPC, "No space left on device: dcm2niix could not write")
     if done.returncode not in DATA_EXIT_CODES:
         raise ChildProcessError(f"dcm2niix ended with {done.returncode}")
     version = re.search(r"version (v[\w.]+)", said)

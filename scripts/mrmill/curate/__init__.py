@@ -21,6 +21,7 @@ from mrmill.curate.classify import Classification, Rules, classify, load_rules
 from mrmill.curate.contrast import contrast_agents
 from mrmill.curate.evidence import UNKNOWN, Evidence, Part, Said, load_evidence
 from mrmill.headers import age_years, with_series_table
+from mrmill.profile.steps import step
 from mrmill.reasons import ACCEPTED, REJECTED
 from mrmill.records import Outcome
 from mrmill.shards import Study, guarded
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 Entry = dict[str, Any]
+
+#: What only the conversion of a series needs to have said.
+OF_CONVERT = ("header", "state", "source_sha256")
 
 #: The plane whose slice normal is the patient's x (left-right), y and z axis.
 PLANES = ("SAGITTAL", "CORONAL", "AXIAL")
@@ -110,14 +114,15 @@ def curate_study(study: Study, scratch: Path, settings: Curate, tables: Tables) 
     entries: list[Entry] = []
     seen: list[_Series] = []
     for converted in study.upstream["convert"].outcome.accepted_series():
-        entry = {name: converted[name] for name in converted if name not in ("header", "state")}
+        entry = {name: converted[name] for name in converted if name not in OF_CONVERT}
         entries.append(entry)
         with guarded(entry):
             table = given.get(converted["source"], {})
-            seen.append(_look(converted, entry, table, settings, tables))
+            with step("classify"):
+                seen.append(_look(converted, entry, table, settings, tables))
     agents = contrast_agents([_for_contrast(series) for series in seen], tables.evidence)
     for series, agent in zip(seen, agents, strict=True):
-        with guarded(series.entry):
+        with guarded(series.entry), step("decide"):
             _decide(series, agent, study, settings, tables)
     accepted = sorted((e for e in entries if e["state"] == ACCEPTED), key=_series_order)
     center = next((e for e in accepted if _may_be_center(e["values"])), None)

@@ -40,7 +40,10 @@ from mrmill.plan.site_identities import (
     missing_message,
     site_names,
 )
+from mrmill.plan.touched import settled
+from mrmill.records import Journal
 from mrmill.shards import DATES
+from mrmill.stamps import without_stamps
 from mrmill.tables import appearing_whole
 
 FORMAT = 1
@@ -292,29 +295,43 @@ def _write_shards(
     shards: dict[Shard, dict[str, Any]] = {}
     for entries in index.entries(placed, series_key):
         for place, parts in entries.items():
-            shards[place] = _write_shard(tree.shard_plan(*place), members[place], parts)
+            shards[place] = _write_shard(tree, place, members[place], parts)
             progress("shards", len(shards), len(members))
     for place in members.keys() - shards.keys():  # all of its studies vanished
-        shards[place] = _write_shard(tree.shard_plan(*place), members[place], {})
+        shards[place] = _write_shard(tree, place, members[place], {})
     return shards
 
 
-def _write_shard(path: Path, studies: list[PlannedStudy], parts: dict[str, dict]) -> dict[str, Any]:
+def _write_shard(
+    tree: WorkTree, place: Shard, studies: list[PlannedStudy], parts: dict[str, dict]
+) -> dict[str, Any]:
     """Write the entries of a shard's studies; one that vanished keeps the entry it had."""
+    path = tree.shard_plan(*place)
     vanished = [study for study in studies if study.StudyInstanceUID not in parts]
     before = _read_entries(path) if vanished else {}
     entries = []
     for study in sorted(studies, key=lambda study: study.study_uid):
         part = parts.get(study.StudyInstanceUID, before.get(study.study_uid, {"series": []}))
         entries.append({**part, **_entry_head(study)})
-    lines = ",\n".join(json.dumps(entry, sort_keys=True) for entry in entries)
-    content = f'{{"studies": [\n{lines}\n]}}\n'.encode()
-    _write_if_changed(path, content)
+    content = _shard_content(entries)
+    if path.exists() and path.read_bytes() != content:
+        batch, shard = place
+        converted = Journal(tree.journal(batch, "convert", shard))
+        entries = settled(entries, before or _read_entries(path), converted)
+        _write_if_changed(path, _shard_content(entries))
+        content = _shard_content([without_stamps(entry) for entry in entries])
+    else:
+        _write_if_changed(path, content)
     return {
         "n_studies": len(entries),
         "n_series": sum(len(entry["series"]) for entry in entries),
         "digest": hashlib.sha256(content).hexdigest(),
     }
+
+
+def _shard_content(entries: list[dict[str, Any]]) -> bytes:
+    lines = ",\n".join(json.dumps(entry, sort_keys=True) for entry in entries)
+    return f'{{"studies": [\n{lines}\n]}}\n'.encode()
 
 
 def _entry_head(study: PlannedStudy) -> dict[str, Any]:

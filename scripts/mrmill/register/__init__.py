@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mrmill import layout
 from mrmill.decisions import ADMIT, REJECT, Decisions
+from mrmill.profile.steps import step
 from mrmill.provenance import engine_versions
 from mrmill.reasons import ACCEPTED, REJECTED, Rejected
 from mrmill.records import Outcome
@@ -14,7 +17,7 @@ from mrmill.register.engines import find
 from mrmill.register.quality import NEEDS_REVIEW, REG_FAILED, Problem, problems, state
 from mrmill.register.resampling import resample
 from mrmill.register.scans import Scan
-from mrmill.register.transforms import RigidTransform, write_description, write_transform
+from mrmill.register.transforms import RigidTransform, description, write_transform
 from mrmill.shards import Study, guarded
 from mrmill.volumes import read_volume, write_volume
 
@@ -58,8 +61,9 @@ def register_study(
     outcome : Outcome
         Accepted; per series one entry for each space. An entry has `files` (kind -> name below
         `scratch`); where a transform was found also `engine` (the one that found it), `quality`
-        (`quality.measure`), `fit` (`quality.state`) and `matrix` (RAS+ 4x4, takes points of the
-        center or atlas to points of the series); `review`, what a person decided, if one did.
+        (`quality.measure`), `fit` (`quality.state`), `matrix` (RAS+ 4x4, takes points of the
+        center or atlas to points of the series) and `about`, what else its description says
+        (`describe_fit`); `review`, what a person decided, if one did.
         Files of a series that does not fit are there too, for the person who looks.
     """
     series = study.upstream["deface"].outcome.accepted_series()
@@ -123,11 +127,14 @@ class _Work:
         with guarded(in_atlas):
             found = self._fit(in_atlas, self.atlas.brain_only, self.scan.brain_only)
             self._save_transform(in_atlas, layout.atlas_transform(center_id), found)
-            image = resample(self.scan.volume, self.atlas.volume, found)
+            with step("resample"):
+                image = resample(self.scan.volume, self.atlas.volume, found)
             self._save_image(in_atlas, "img", layout.atlas_image(uid, center_id), image)
             for kind in ("brain", "defacing"):
-                mask = read_volume(self.deface / self.center["files"][kind])
-                mask = resample(mask, self.atlas.volume, found, order=0)
+                with step("read"):
+                    mask = read_volume(self.deface / self.center["files"][kind])
+                with step("resample"):
+                    mask = resample(mask, self.atlas.volume, found, order=0)
                 self._save_image(in_atlas, kind, layout.atlas_mask(uid, center_id, kind), mask)
             self._refuse(in_atlas)
             self.to_center = found
@@ -144,7 +151,8 @@ class _Work:
             moving = _read(self.deface, series)
             found = self._fit(coreg, self.scan, moving)
             self._save_transform(coreg, layout.coreg_transform(series_id), found)
-            image = resample(moving.volume, self.scan.volume, found)
+            with step("resample"):
+                image = resample(moving.volume, self.scan.volume, found)
             self._save_image(coreg, "img", layout.coreg_image(uid, series_id), image)
             self._refuse(coreg)
         if self.atlas is None:
@@ -154,7 +162,8 @@ class _Work:
         with guarded(in_atlas):
             if self.to_center is None:
                 raise Rejected(*self.off_atlas)
-            image = resample(moving.volume, self.atlas.volume, self.to_center.then(found))
+            with step("resample"):
+                image = resample(moving.volume, self.atlas.volume, self.to_center.then(found))
             self._save_image(in_atlas, "img", layout.atlas_image(uid, series_id), image)
         return [coreg, in_atlas]
 
@@ -164,7 +173,8 @@ class _Work:
             entry["review"] = decision
         if decision == REJECT:
             raise Rejected("review_rejected")
-        found = find(fixed, moving, self.settings, same_head=entry["space"] == "coreg")
+        with step("search"):
+            found = find(fixed, moving, self.settings, same_head=entry["space"] == "coreg")
         entry["engine"], entry["quality"] = found.engine, found.quality
         entry["fit"] = state(self._problems(entry))
         entry["matrix"] = found.transform.matrix.tolist()
@@ -185,34 +195,40 @@ class _Work:
             raise Rejected(REASONS[entry["fit"]], found, limit)
 
     def _save_transform(self, entry: Entry, member: str, transform: RigidTransform) -> None:
-        """Write a transform and, beside it, what it is."""
+        """Write a transform, and note what else its description says."""
         entry["files"]["transform"] = name = f"{entry['space']}/{member}"
         write_transform(self.scratch / name, transform)
-        entry["files"]["transform_json"] = name = layout.transform_json(name)
         in_atlas = entry["space"] == "atlas"
-        write_description(
-            self.scratch / name,
-            transform,
-            fixed=self.atlas.described() if in_atlas else {"series_id": self.center["series_id"]},
-            moving={"series_id": entry["series_id"]},
-            study_uid=self.study_uid,
-            engine={"asked": self.settings.engine, "found_by": entry["engine"]},
-            seed=self.settings.seed,
-            versions=engine_versions(self.settings.engine),
-            quality=entry["quality"],
-            state=entry["fit"],
-            **{"review": entry["review"]} if "review" in entry else {},
-        )
+        entry["about"] = {
+            "fixed": self.atlas.described()
+            if in_atlas
+            else {"series_id": self.center["series_id"]},
+            "moving": {"series_id": entry["series_id"]},
+            "study_uid": self.study_uid,
+            "engine": {"asked": self.settings.engine, "found_by": entry["engine"]},
+            "seed": self.settings.seed,
+            "versions": engine_versions(self.settings.engine),
+        }
 
     def _save_image(self, entry: Entry, kind: str, member: str, data: "NDArray") -> None:
         entry["files"][kind] = name = f"{entry['space']}/{member}"
         grid = self.scan.volume if entry["space"] == "coreg" else self.atlas.volume
-        write_volume(self.scratch / name, data, grid.affine)
+        with step("write"):
+            write_volume(self.scratch / name, data, grid.affine)
+
+
+def describe_fit(entry: Entry) -> bytes:
+    """Return the JSON that tells what the transform of an entry is and how well it fits."""
+    told = {"quality": entry["quality"], "state": entry["fit"]}
+    reviewed = {"review": entry["review"]} if "review" in entry else {}
+    transform = RigidTransform(np.array(entry["matrix"]))
+    return description(transform, **entry["about"], **told, **reviewed)
 
 
 def _read(folder: Path, series: Entry) -> Scan:
-    brain = read_volume(folder / series["files"]["brain"])
-    return Scan(read_volume(folder / series["files"]["img"]), brain.data > 0)
+    with step("read"):
+        brain = read_volume(folder / series["files"]["brain"])
+        return Scan(read_volume(folder / series["files"]["img"]), brain.data > 0)
 
 
 def _entry(series: Entry, space: str) -> Entry:

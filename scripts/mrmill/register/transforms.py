@@ -90,8 +90,8 @@ def write_transform(path: Path, transform: RigidTransform) -> None:
     savemat(path, content, format="4")
 
 
-def write_description(path: Path, transform: RigidTransform, **about: Any) -> None:
-    """Write a transform as JSON: its RAS+ matrix, which way it goes, and what else is known of it.
+def description(transform: RigidTransform, **about: Any) -> bytes:
+    """Return a transform as JSON: its RAS+ matrix, which way it goes, and what else is known of it.
 
     Parameters
     ----------
@@ -103,8 +103,7 @@ def write_description(path: Path, transform: RigidTransform, **about: Any) -> No
     content = {"matrix": matrix, "direction": DIRECTION, **about}
     # a line for each of them: a matrix over twenty lines is nothing to look at
     lines = [f"{json.dumps(n)}: {json.dumps(content[n], sort_keys=True)}" for n in sorted(content)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
 def read_transform(file: Path | BinaryIO) -> RigidTransform:

@@ -1,0 +1,1 @@
+"""What a dataset of MR-RATE's size costs besides its images."""
