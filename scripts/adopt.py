@@ -11,12 +11,5 @@ if TYPE_CHECKING:  # what Snakemake injects, for editors and type checkers
     from snakemake.iocontainers import snakemake
 
 log_to(snakemake.log[0])
-_, job = shard_job(
-    snakemake.config,
-    "adopt",
-    snakemake.wildcards,
-    snakemake.params.stage,
-    snakemake.resources,
-    snakemake.threads,
-)
+_, job = shard_job(snakemake, "adopt")
 process_shard(job, adopt_study)

@@ -12,12 +12,5 @@ if TYPE_CHECKING:  # what Snakemake injects, for editors and type checkers
     from snakemake.iocontainers import snakemake
 
 log_to(snakemake.log[0])
-settings, job = shard_job(
-    snakemake.config,
-    "convert",
-    snakemake.wildcards,
-    snakemake.params.stage,
-    snakemake.resources,
-    snakemake.threads,
-)
+settings, job = shard_job(snakemake, "convert")
 process_shard(job, partial(convert_study, settings=settings.convert))

@@ -12,13 +12,6 @@ if TYPE_CHECKING:  # what Snakemake injects, for editors and type checkers
     from snakemake.iocontainers import snakemake
 
 log_to(snakemake.log[0])
-settings, job = shard_job(
-    snakemake.config,
-    "curate",
-    snakemake.wildcards,
-    snakemake.params.stage,
-    snakemake.resources,
-    snakemake.threads,
-)
+settings, job = shard_job(snakemake, "curate")
 tables = load_tables(settings.curate, settings.convert.header_columns)
 process_shard(job, partial(curate_study, settings=settings.curate, tables=tables))

@@ -18,14 +18,7 @@ if TYPE_CHECKING:  # what Snakemake injects, for editors and type checkers
     from snakemake.iocontainers import snakemake
 
 log_to(snakemake.log[0])
-settings, job = shard_job(
-    snakemake.config,
-    "deface",
-    snakemake.wildcards,
-    snakemake.params.stage,
-    snakemake.resources,
-    workers=1,
-)
+settings, job = shard_job(snakemake, "deface", workers=1)
 decisions = read_decisions(settings.deface.decisions, "deface.decisions")
 
 

@@ -14,14 +14,7 @@ if TYPE_CHECKING:  # what Snakemake injects, for editors and type checkers
 
 log_to(snakemake.log[0])
 space = snakemake.wildcards.space
-settings, job = shard_job(
-    snakemake.config,
-    f"package-{space}",
-    snakemake.wildcards,
-    snakemake.params.stage,
-    snakemake.resources,
-    snakemake.threads,
-)
+settings, job = shard_job(snakemake, f"package-{space}")
 release = ReleaseTree(settings.release, settings.dataset.name)
 with_json = settings.dataset.transform_json
 process_shard(job, partial(package_study, space=space, release=release, transform_json=with_json))

@@ -16,14 +16,7 @@ if TYPE_CHECKING:  # what Snakemake injects, for editors and type checkers
     from snakemake.iocontainers import snakemake
 
 log_to(snakemake.log[0])
-settings, job = shard_job(
-    snakemake.config,
-    "register",
-    snakemake.wildcards,
-    snakemake.params.stage,
-    snakemake.resources,
-    snakemake.threads,
-)
+settings, job = shard_job(snakemake, "register")
 register = settings.register_
 atlas = load_atlas(register) if "atlas" in settings.spaces else None
 decisions = read_decisions(register.decisions, "register.decisions")

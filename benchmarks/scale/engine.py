@@ -27,10 +27,15 @@ def run_stages(project: Project) -> None:
     values = config.model_dump(mode="json", by_alias=True)
     with quiet(), mock.patch.object(os, "fsync"):  # nothing here has to outlive a crash
         for stage in stages_in(config):
-            params = stage_params(config, stage)
+            params = SimpleNamespace(stage=stage_params(config, stage))
             for batch, shard in places(plan):
-                where = SimpleNamespace(batch=batch, shard=shard)
-                _, job = shard_job(values, stage, where, params, {}, workers=1)
+                call = SimpleNamespace(
+                    config=values,
+                    wildcards=SimpleNamespace(batch=batch, shard=shard),
+                    params=params,
+                    resources={},
+                )
+                _, job = shard_job(call, stage, workers=1)
                 process_shard(job, body(stage, project))
 
 

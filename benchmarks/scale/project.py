@@ -42,14 +42,7 @@ from mrmill.stages import shard_job
 from nothing import do_nothing
 
 log_to(snakemake.log[0])
-settings, job = shard_job(
-    snakemake.config,
-    "{stage}",
-    snakemake.wildcards,
-    snakemake.params.stage,
-    snakemake.resources,
-    workers=1,
-)
+settings, job = shard_job(snakemake, "{stage}", workers=1)
 process_shard(job, partial(do_nothing, stage="{stage}"))
 '''
 

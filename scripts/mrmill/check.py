@@ -53,7 +53,7 @@ def check(config: Config) -> list[Finding]:
         *_series_table(config),
         *_decisions(config, "deface.decisions", config.deface.decisions),
         *_decisions(config, "register.decisions", config.register_.decisions),
-        *_disks(config),
+        *disks(config),
     ]
     return sorted(findings, key=lambda f: ("problem", "warning", "ok").index(f.level))
 
@@ -260,7 +260,7 @@ def _decisions(config: Config, setting: str, table: Path | None) -> Iterator[Fin
             yield Finding("problem", text, "mend or remove the row")
 
 
-def _disks(config: Config) -> Iterator[Finding]:
+def disks(config: Config) -> Iterator[Finding]:
     """Hold what is left to write against what is free, where both trees share a disk in sum."""
     needs = disk_needs(config)
     title = "still to be written" if needs.together.inodes else "nothing is left to be written"

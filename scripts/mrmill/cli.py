@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from mrmill.config import ROOT, Config, load_config
-from mrmill.errors import UserError
+from mrmill.errors import UserError, public_words
 
 app = typer.Typer(
     help="From a hospital's MRI export to a public, de-identified dataset in the MR-RATE layout.",
@@ -33,8 +33,13 @@ def main() -> None:
     """Run a command; expected errors end with their message and exit code 2, not a traceback."""
     try:
         app()
-    except UserError as error:
-        errors.print(f"mrmill: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+    except (UserError, OSError) as error:
+        from mrmill.shards import is_machine_error
+
+        if not is_machine_error(error):
+            raise
+        text = f"mrmill: {public_words(error)}"
+        errors.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)
 
 

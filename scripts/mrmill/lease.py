@@ -85,13 +85,13 @@ class Lease:
             return False
         mine = {"token": self.token, "host": socket.gethostname(), "pid": os.getpid()}
         part = self.path.with_name(f".{self.path.name}.{self.token}.part")
-        part.write_text(json.dumps({**mine, "born": birth(os.getpid())}), encoding="utf-8")
         try:
+            part.write_text(json.dumps({**mine, "born": birth(os.getpid())}), encoding="utf-8")
             os.link(part, self.path)  # atomic, and refuses to replace another's lease
         except FileExistsError:
             return False
         finally:
-            part.unlink()
+            part.unlink(missing_ok=True)
         return True
 
     def _remove_stale(self, holder: dict) -> bool:

@@ -3,9 +3,10 @@
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID
@@ -17,6 +18,9 @@ from mrmill.lease import Lease
 from mrmill.records import Journal, failures_of
 from mrmill.stages import stages_in
 from mrmill.whole import drop_hollow_manifests
+
+if TYPE_CHECKING:
+    from mrmill.check import Finding
 
 #: Snakemake options after which nothing is worked on: its own output is what the user wants.
 QUERIES = {
@@ -84,12 +88,15 @@ def run_workflow(
     console: Console,
 ) -> int:
     """Plan, run Snakemake with further arguments, and print the summary; return its exit code."""
-    refuse_problems(config, console)
+    from mrmill.check import check, disks
+
+    refuse_problems(check(config), console)
     query = bool(QUERIES & set(arguments))
     with alone(config):
         if slurm.is_used(arguments):
             arguments = [*arguments, *ready_for_slurm(config, query, console)]
         plan_with_progress(config, cores, console)
+        refuse_problems(disks(config), console)  # a plan knows better than a look at the export
         drop_hollow_manifests(config)
         command = snakemake_command(config, configfile, cores, arguments)
         started = time.monotonic()
@@ -113,12 +120,10 @@ def ready_for_slurm(config: Config, query: bool, console: Console) -> list[str]:
     return ["--slurm-jobname-prefix", prefix]
 
 
-def refuse_problems(config: Config, console: Console) -> None:
+def refuse_problems(findings: "Iterable[Finding]", console: Console) -> None:
     """Print what `mrmill check` warns of, and refuse to start on a problem."""
-    from mrmill.check import check
-
     problems = []
-    for finding in check(config):
+    for finding in findings:
         if finding.level == "problem":
             problems.append(f"  {finding.what}; {finding.advice}")
         elif finding.level == "warning":

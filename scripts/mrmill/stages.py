@@ -141,41 +141,30 @@ def catalog_params(config: Config) -> dict[str, Any]:
     }
 
 
-def shard_job(
-    config: dict[str, Any],
-    stage: str,
-    where: Any,
-    params: dict[str, Any],
-    resources: Any,
-    workers: int,
-) -> tuple[Config, ShardJob]:
+def shard_job(call: Any, stage: str, workers: int | None = None) -> tuple[Config, ShardJob]:
     """Return the settings and the job of a rule.
 
     Parameters
     ----------
-    config : dict
-        What Snakemake hands to a script: already checked, every path absolute.
-    where : object
-        Has `batch` and `shard`: the rule's wildcards.
-    params : dict
-        What `stage_params` gave when the workflow was read.
-    resources : object
-        What the rule asked for: Snakemake's, with `_cores` among them.
-    workers : int
-        Processes to work in; 1 for a stage that holds a device or brings its own threads.
+    call : object
+        What Snakemake hands to a script. Its `config` is checked already, with absolute paths;
+        `wildcards` are batch and shard; `params.stage` is what `stage_params` gave.
+    workers : int, optional
+        Processes to work in, if not one per thread: 1 for a stage that holds a device or brings
+        its own threads.
     """
-    settings = Config.model_validate(config)
+    settings = Config.model_validate(call.config)
     job = ShardJob(
         work=WorkTree(settings.work),
         release=ReleaseTree(settings.release, settings.dataset.name),
-        batch=where.batch,
-        shard=where.shard,
+        batch=call.wildcards.batch,
+        shard=call.wildcards.shard,
         stage=STANDS_FOR.get(stage, stage),
-        params=params,
+        params=call.params.stage,
         needs=STAGES[stage].needs,
-        workers=workers,
+        workers=workers or call.threads,
         max_failed_fraction=settings.max_failed_fraction,
-        asked=asked_of(stage.partition("-")[0], resources),
+        asked=asked_of(stage.partition("-")[0], call.resources),
         all_needs=all_needs(settings),
         make_again=make_again(settings),
         keep_intermediates=settings.keep_intermediates,

@@ -185,7 +185,7 @@ def assert_as_undisturbed(run, finished):
     seen = run.sessions()
     assert len(seen) >= 10, "the watch has to have seen the jobs"
     assert [words for words in seen if words[0] != "alone"] == []
-    left = [p for p in (run.folder / "work").rglob("*") if p.suffix in (".part", ".lease")]
+    left = [p for p in (run.folder / "work").glob("batch*/**/*") if p.suffix in (".part", ".lease")]
     assert left == []
 
 

@@ -59,6 +59,6 @@ def _usage(line: bytes) -> dict[str, Any]:
     """Return the usage of a record, the last part of its line."""
     body = line.rpartition(SIGNED)[0]
     usage = json.loads(body[body.rindex(USAGE) + len(USAGE) :])
-    if "series" not in usage:  # a journal from before it was kept
+    if "series" not in usage:  # its worker was killed: nobody was left to measure
         usage["series"] = Record.from_line(json.loads(line)).outcome.n_series
     return usage
