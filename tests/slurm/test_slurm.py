@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from cluster import cluster, missing
+from cluster import PATH, cluster, missing
 from conftest import ROOT, environment, project
 
 from mrmill import lease
@@ -253,7 +253,8 @@ def report_page(rows):
 
     import mrmill
 
-    slurm = subprocess.run(["sinfo", "--version"], capture_output=True, text=True).stdout.strip()
+    ask = [shutil.which("slurmd", path=PATH), "-V"]
+    slurm = subprocess.run(ask, capture_output=True, text=True).stdout.strip()
     packages = ("snakemake", "snakemake-executor-plugin-slurm")
     versions = [f"mrmill {mrmill.__version__}", slurm, *(f"{p} {version(p)}" for p in packages)]
     lines = [
@@ -375,12 +376,12 @@ def test_a_job_over_its_memory_gets_more(disturbed):
 
 @pytest.mark.faults
 def test_a_job_over_its_time_keeps_what_it_had_done(disturbed):
-    """A minute is enough for one study of two, with 40 s of rest each; then there are ten."""
+    """One study of two is done in the minute given; Slurm looks at the clock twice a minute."""
     arguments = (
         *("--set-resources", "deface:slurm_partition=gpu", "deface:gpu=1"),
         "convert:runtime=1 if attempt == 1 else 10",
     )
-    slow = {"MRMILL_TEST_SLOW_STAGE": "convert", "MRMILL_TEST_SLOW_S": "40"}
+    slow = {"MRMILL_TEST_SLOW_STAGE": "convert", "MRMILL_TEST_SLOW_S": "53"}
     resources = {"convert": {"threads": 1, "mem_mb": 2000}}
     with disturbed("over its time at the first attempt", resources, arguments, **slow) as run:
         pass
@@ -426,30 +427,21 @@ def test_a_full_disk_marks_no_study(disturbed, tmp_path, stage):
     ):
         run.until_at_work(stage)
         filler = fill(tmp_path / "work")
-        run.process.wait(300)
+        assert run.process.wait(300) != 0
         filler.unlink()
         run.start()
         run.finish()
 
 
 @pytest.mark.faults
-def test_a_full_scratch_disk_marks_no_study(disturbed, tmp_path):
-    with (
-        small_disk(tmp_path / "scratch", 1) as scratch,
-        disturbed("$TMPDIR full during register", TMPDIR=str(scratch)) as run,
-    ):
-        run.until_at_work("deface")
-        filler = fill(scratch)
-        wait_for(lambda: states(run)["FAILED"] > 0, 240)
+def test_a_full_scratch_disk_stops_nobody(disturbed, tmp_path):
+    """What has a disk for temporary files without room goes elsewhere, and leaves nothing."""
+    with small_disk(tmp_path / "scratch", 1) as scratch:
+        with disturbed("$TMPDIR full from deface on", TMPDIR=str(scratch)) as run:
+            run.until_at_work("deface")
+            filler = fill(scratch)
         filler.unlink()
-        run.process.wait(300)
-        run.start()
-        run.finish()
         assert list(scratch.iterdir()) == []
-
-
-def states(run):
-    return Counter(job["State"].split()[0] for job in run.jobs())
 
 
 def wait_for(true, seconds=60):
