@@ -48,7 +48,7 @@ test: $(READY)
 test-slurm: $(READY)
 	$(BIN)/python -m pytest tests/slurm -m "not faults"
 
-# some 20 minutes; keeps its result in docs/faults.md
+# some 35 minutes; keeps its result in docs/faults.md
 test-faults: $(READY)
 	MRMILL_WRITE_FAULTS=docs/faults.md $(BIN)/python -m pytest tests/slurm
 
