@@ -200,7 +200,8 @@ def is_read_by(stage: str, name: str) -> bool:
 
 def behind_waiting(record: Record) -> set[str]:
     """Return the files that series were made from which wait for a person."""
-    return {e["file"] for e in record.outcome.series if e["reason"] in WAITING and "file" in e}
+    waiting = [entry for entry in record.outcome.series if entry.get("reason") in WAITING]
+    return {entry["file"] for entry in waiting if "file" in entry}
 
 
 def take_over(scratch: Path, folder: Path, record: Record, names: set[str]) -> None:
