@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -108,3 +109,30 @@ def peak_of_images(folder, every_s=0.2):
     yield seen
     over.set()
     thread.join()
+
+
+@pytest.fixture(scope="session")
+def report():
+    """Rows of docs/faults.md, which is written if that is asked for."""
+    from faults_page import page
+
+    rows = []
+    yield rows
+    if path := os.environ.get("MRMILL_WRITE_FAULTS"):
+        ROOT.joinpath(path).write_text(page(rows))
+
+
+@pytest.fixture
+def reported(report):
+    """Return a block for one fault: how it ended, and how long it took, goes into the report."""
+
+    @contextmanager
+    def during(where, fault):
+        started, outcome = time.monotonic(), "**another release, or none**"
+        try:
+            yield
+            outcome = "as undisturbed"
+        finally:
+            report.append((where, fault, outcome, time.monotonic() - started))
+
+    return during

@@ -4,7 +4,6 @@
 on a cluster, one by one, and writes docs/faults.md.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -19,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from cluster import PATH, cluster, missing
-from conftest import ROOT, environment, project
+from cluster import cluster, missing
+from conftest import ROOT, environment, project, release_files
 
 from mrmill import lease
 from mrmill.layout import WorkTree
@@ -168,20 +167,13 @@ class Run:
         return self.site.accounted(job_prefix(self.folder / "work"))
 
 
-def release_of(folder):
-    """Digest of every file of a release, by its path."""
-    root = folder / "release"
-    files = sorted(p for p in root.rglob("*") if p.is_file())
-    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
-
-
 def rule_of(job):
     return re.match("rule_(.*?)(_wildcards|$)", job["Comment"]).group(1)
 
 
 def assert_as_undisturbed(run, finished):
     """The release is that of a run on one machine without disturbance, and nobody collided."""
-    assert release_of(run.folder) == release_of(finished)
+    assert release_files(run.folder) == release_files(finished)
     seen = run.sessions()
     assert len(seen) >= 10, "the watch has to have seen the jobs"
     assert [words for words in seen if words[0] != "alone"] == []
@@ -239,44 +231,8 @@ def test_slurm_never_hears_who_a_patient_is(passed, tiny_export):
         )
 
 
-@pytest.fixture(scope="session")
-def report():
-    """Table of faults, what became of each, and seconds: docs/faults.md, if that is asked for."""
-    rows = []
-    yield rows
-    if path := os.environ.get("MRMILL_WRITE_FAULTS"):
-        ROOT.joinpath(path).write_text(report_page(rows))
-
-
-def report_page(rows):
-    from importlib.metadata import version
-
-    import mrmill
-
-    ask = [shutil.which("slurmd", path=PATH), "-V"]
-    slurm = subprocess.run(ask, capture_output=True, text=True).stdout.strip()
-    packages = ("snakemake", "snakemake-executor-plugin-slurm")
-    versions = [f"mrmill {mrmill.__version__}", slurm, *(f"{p} {version(p)}" for p in packages)]
-    lines = [
-        "# What was done to runs on Slurm, and what came of it",
-        "",
-        "Written by `make test-faults`: the tiny phantom goes through a real Slurm (two CPU",
-        "nodes and one with two GPUs, all on one machine, the GPUs in name only), and each fault",
-        "comes in the middle of a run. *As undisturbed* says three things: the release has the",
-        "same bytes as that of a run on one machine without Slurm; nothing was unlocked or",
-        "cleaned up by hand; and a lock of the kernel saw no shard in two hands at once.",
-        "",
-        f"Last run: {time.strftime('%Y-%m-%d')}, {', '.join(versions)}, {os.cpu_count()} cores.",
-        "",
-        "| fault | outcome | seconds |",
-        "| --- | --- | --- |",
-        *(f"| {fault} | {outcome} | {seconds:.0f} |" for fault, outcome, seconds in rows),
-    ]
-    return "\n".join(lines) + "\n"
-
-
 @pytest.fixture
-def disturbed(site, tiny_export, finished, tmp_path, report):
+def disturbed(site, tiny_export, finished, tmp_path, reported):
     """Return a block in which a run is disturbed, ends, and is compared with an undisturbed one."""
 
     @contextmanager
@@ -284,15 +240,13 @@ def disturbed(site, tiny_export, finished, tmp_path, report):
         resources = {**RESOURCES, **(resources or {})}
         project(tmp_path, input={"path": str(tiny_export)}, resources=resources)
         run = Run(tmp_path, site, variables, arguments)
-        started, outcome = time.monotonic(), "**another release, or none**"
         try:
-            run.start()
-            yield run
-            run.finish()
-            assert_as_undisturbed(run, finished)
-            outcome = "as undisturbed"
+            with reported("Slurm", fault):
+                run.start()
+                yield run
+                run.finish()
+                assert_as_undisturbed(run, finished)
         finally:
-            report.append((fault, outcome, time.monotonic() - started))
             if run.process.poll() is None:
                 run.kill()
 

@@ -31,14 +31,19 @@ while time.process_time() < {seconds}:
 ASKED = {"_cores": 3, "mem_mb": 500, "runtime": 7}
 
 
-@pytest.fixture
-def work(tmp_path):
-    tree = WorkTree(tmp_path / "work")
+def planned_tree(root):
+    """Make a work tree with a shard of two studies."""
+    tree = WorkTree(root)
     plan = tree.shard_plan("batch00", "shard0000")
     plan.parent.mkdir(parents=True)
     studies = [{"study_uid": f"STUDY{n}", "patient_uid": "P", "series": []} for n in range(2)]
     plan.write_text(json.dumps({"studies": studies}))
     return tree
+
+
+@pytest.fixture
+def work(tmp_path):
+    return planned_tree(tmp_path / "work")
 
 
 def job_on(work, gpu=0, **more):
@@ -98,47 +103,61 @@ def test_a_row_says_who_worked_where_on_what(work, monkeypatch):
     assert row["wall_s"] == pytest.approx(row["ended"] - row["started"], abs=0.1)
 
 
+def held_bytes(work, do, prepare="None", workers=1):
+    """Peak of a job of this module in a process that is small by itself, as a real one is."""
+    code = (
+        f"import sys; sys.path[:0] = {sys.path}\n"
+        "import pathlib, test_profile_sampler as t\n"
+        f"job = t.job_on(t.WorkTree(pathlib.{work.root!r}), workers={workers})\n"
+        f"t.process_shard(job, t.{do}, {prepare})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return read_attempts(work)[-1]["peak_mb"] * 2**20
+
+
+def hold_in_a_child(study, scratch):
+    if study.study_uid == "STUDY0":
+        run_python(HOLD)
+    return Outcome()
+
+
 def test_a_child_that_holds_a_gigabyte_for_two_seconds_is_seen(work):
-    def do(study, scratch):
-        if study.study_uid == "STUDY0":
-            run_python(HOLD)
-        return Outcome()
-
-    row = row_of_job(work, do)
-    assert 0.95 * GIGABYTE <= row["peak_mb"] * 2**20 <= 1.1 * GIGABYTE
+    assert 0.95 * GIGABYTE <= held_bytes(work, "hold_in_a_child") <= 1.1 * GIGABYTE
 
 
-def test_what_two_workers_hold_at_once_adds_up(work, tmp_path):
-    met = tmp_path / "met"
-    met.mkdir()
+def hold_at_once(study, scratch):
+    mine = bytearray(GIGABYTE // 4)
+    met = scratch.parent / "met"
+    met.mkdir(exist_ok=True)
+    (met / study.study_uid).touch()
+    wait_for(lambda: len(list(met.iterdir())) == 2)
+    time.sleep(1)
+    del mine
+    return Outcome()
 
-    def do(study, scratch):
-        held = bytearray(GIGABYTE // 4)
-        (met / study.study_uid).touch()
-        wait_for(lambda: len(list(met.iterdir())) == 2)
-        time.sleep(1)
-        del held
-        return Outcome()
 
-    row = row_of_job(work, do, workers=2)
-    assert 0.5 * GIGABYTE <= row["peak_mb"] * 2**20 <= 0.72 * GIGABYTE
+def test_what_two_workers_hold_at_once_adds_up(work):
+    assert 0.5 * GIGABYTE <= held_bytes(work, "hold_at_once", workers=2) <= 0.72 * GIGABYTE
+
+
+SHARED = []
+
+
+def load():
+    SHARED.append(bytearray(GIGABYTE // 4))
+    SHARED[0][::4096] = b"1" * len(SHARED[0][::4096])
+
+
+def look_at_shared(study, scratch):
+    assert sum(SHARED[0][::4096]) > 0  # every page of it is in this worker's memory too
+    time.sleep(1)
+    return Outcome()
 
 
 def test_what_two_workers_share_counts_once(work):
-    held = []
-
-    def load():
-        held.append(bytearray(GIGABYTE // 4))
-        held[0][::4096] = b"1" * len(held[0][::4096])
-
-    def do(study, scratch):
-        assert sum(held[0][::4096]) > 0  # every page of it is in this worker's memory too
-        time.sleep(1)
-        return Outcome()
-
-    row = row_of_job(work, do, workers=2, prepare=load)
-    # the job and two workers; counted by process it would be three times that
-    assert 0.25 * GIGABYTE <= row["peak_mb"] * 2**20 <= 0.5 * GIGABYTE
+    """The job and two workers have it; counted by process it would be three times that."""
+    held = held_bytes(work, "look_at_shared", prepare="t.load", workers=2)
+    assert 0.25 * GIGABYTE <= held <= 0.5 * GIGABYTE
 
 
 def test_the_work_of_short_children_is_counted(work):
@@ -284,6 +303,7 @@ def test_the_gpu_that_a_job_holds_is_watched(work, tmp_path, monkeypatch, visibl
     (tmp_path / "driver").mkdir()
     (tmp_path / "driver" / "pynvml.py").write_text(FAKE_DRIVER)
     monkeypatch.syspath_prepend(tmp_path / "driver")
+    monkeypatch.delitem(sys.modules, "pynvml", raising=False)  # torch may have loaded the real one
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     row = row_of_job(work, two_series, gpu=1)
     assert row["gpu"]["busy_share"] == busy

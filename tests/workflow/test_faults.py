@@ -96,7 +96,16 @@ def records(work):
     return found
 
 
-def test_killed_at_random_moments_it_ends_in_the_same_bytes(finished, tiny_export, tmp_path):
+def test_killed_at_random_moments_it_ends_in_the_same_bytes(
+    finished, tiny_export, tmp_path, reported
+):
+    fault = f"{N_KILLS} times killed (SIGKILL, all processes at once), at random moments"
+    with reported("one machine", fault):
+        kill_again_and_again(finished, tiny_export, tmp_path)
+
+
+def kill_again_and_again(finished, tiny_export, tmp_path):
+    """Kill runs until there were enough kills; each goes on to its end at last."""
     rng = random.Random(time.time_ns() if N_KILLS > 3 else 0)
     hit = Counter()
     n_projects = 0
@@ -159,14 +168,19 @@ def resize(disk, n_bytes):
 @pytest.mark.faults
 @pytest.mark.parametrize("place", ["convert", "deface", "register", "package-atlas"])
 def test_a_full_disk_stops_the_run_and_blames_no_study(
-    finished, tiny_export, tmp_path, disk, place
+    finished, tiny_export, tmp_path, disk, reported, place
 ):
-    config = project(tmp_path, input={"path": str(tiny_export)})
-    run = Run(config)
+    with reported("one machine", f"disk of both trees full during {place}, then room again"):
+        fill_and_go_on(finished, project(tmp_path, input={"path": str(tiny_export)}), disk, place)
+
+
+def fill_and_go_on(finished, config, disk, place):
+    """Take a run's room away in a place, and give it back once the run has stopped."""
+    run, folder = Run(config), config.parent
     assert run.wait_for(place)
     resize(disk, shutil.disk_usage(disk).used + 100_000)
     assert run.process.wait(timeout=300) != 0
-    told = (tmp_path / "output.txt").read_text() + logs(tmp_path)
+    told = (folder / "output.txt").read_text() + logs(folder)
     assert "No space left" in told or "Errno 28" in told
     for path in run.work.glob("batch*/*/*.jsonl"):
         states = {record.outcome.state for record in Journal(path).records().values()}
