@@ -217,9 +217,9 @@ def sha256_of(path: Path) -> str:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write a file that appears whole or not at all."""
+    """Write a file that appears whole or not at all; what a crash left of the last try goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.part")
     try:
         with part.open("w", encoding="utf-8") as file:
             json.dump(values, file, indent=1, sort_keys=True)

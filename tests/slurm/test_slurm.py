@@ -23,6 +23,7 @@ from conftest import ROOT, environment, project, release_files
 
 from mrmill import lease
 from mrmill.layout import WorkTree
+from mrmill.profile import read_attempts
 from mrmill.records import Journal
 
 HERE = Path(__file__).parent
@@ -206,6 +207,24 @@ def test_only_gpu_rules_are_in_the_gpu_partition_with_one_gpu_each(passed):
         assert job["Partition"] == ("gpu" if is_gpu else "cpu")
         assert ("gres/gpu=1" in job["AllocTRES"].split(",")) is is_gpu
         assert job["NodeList"].startswith(job["Partition"])
+
+
+def test_the_profile_says_of_jobs_what_slurm_s_accounting_says(passed, site):
+    """CPU but for Snakemake's last seconds; memory roughly: Slurm sums up RSS, once a second."""
+    rows = read_attempts(WorkTree(passed.folder / "work"))
+    assert len(rows) == len(passed.jobs())
+    for row in rows:
+        told = site("sacct", "-n", "-P", "-j", row["job_id"], "-oTotalCPU,MaxRSS").splitlines()
+        cpu_s = max(seconds_of(line.split("|")[0]) for line in told)
+        assert -0.5 <= cpu_s - row["cpu_s"] <= 2.5 + 0.1 * cpu_s, row["stage"]
+        peaks_mb = [float(line.split("|")[1].removesuffix("K") or 0) / 1024 for line in told]
+        assert 0.6 < row["peak_mb"] / max(sum(peaks_mb), 1) < 1.7, (row["stage"], peaks_mb)
+
+
+def seconds_of(text):
+    """Seconds of a duration as sacct writes it, [[D-]H:]M:S."""
+    parts = [float(part) for part in text.replace("-", ":").split(":")]
+    return sum(n * unit for n, unit in zip(reversed(parts), (1, 60, 3600, 86400), strict=False))
 
 
 def test_slurm_never_hears_who_a_patient_is(passed, tiny_export):
