@@ -99,7 +99,7 @@ def test_empty_rows_and_a_row_said_twice_do_no_harm(write):
         ([("A1", "", "2020-01-31")], "line 2: Anon Patient ID is not 1 to 64"),
         ([("A1", "x" * 65, "2020-01-31")], "line 2: Anon Patient ID is not 1 to 64"),
         ([("A1", "Müller", "2020-01-31")], "line 2: Anon Patient ID is not 1 to 64"),
-        ([("A1", "-17", "2020-01-31")], "line 2: Anon Patient ID is not 1 to 64"),
+        ([("A1", "-4711", "2020-01-31")], "line 2: Anon Patient ID is not 1 to 64"),
         ([("A1", "a2", "2020-01-31"), ("A2", "Y", "2020-01-31")], "line 2: Anon Patient ID is the"),
         ([("1.23457E+15", "X", "2020-01-31")], "line 2: Accession is a number"),
     ],
