@@ -265,15 +265,15 @@ def disks(config: Config) -> Iterator[Finding]:
     needs = disk_needs(config)
     title = "still to be written" if needs.together.inodes else "nothing is left to be written"
     yield Finding("ok", "\n".join([f"{title}, {needs.basis}", *_table(needs)]))
-    disks: dict[int, dict[str, Path]] = {}
+    by_disk: dict[int, dict[str, Path]] = {}
     for name in ("work", "release"):
         path = getattr(config, name)
         there = next(p for p in (path, *path.parents) if p.exists())
         if os.access(there, os.W_OK | os.X_OK):
-            disks.setdefault(disk_of(there), {})[name] = there
+            by_disk.setdefault(disk_of(there), {})[name] = there
         else:
             yield Finding("problem", f"{name} {path} cannot be written", "choose another folder")
-    for trees in disks.values():
+    for trees in by_disk.values():
         yield _room(config, needs, trees)
 
 

@@ -365,10 +365,10 @@ def sizes_per_series(
     native_bytes = per_series if adopted else DEFACED * convert.n_bytes
     # image and two masks; the study's folder, img and seg
     native = own.get("deface", Amount(native_bytes, 3 * accepted + 3 * studies))
-    # image, transform and its description; coreg, its two folders and the study's
-    coreg = Amount(COREG * native.n_bytes, 3 * accepted + studies)
-    # image; transform, description and two masks of the center; atlas and its three folders
-    atlas = Amount(ATLAS_BYTES * accepted, accepted + 8 * studies)
+    # image and transform, but of the center; coreg, its two folders and the study's
+    coreg = Amount(COREG * native.n_bytes, 2 * accepted + 2 * studies)
+    # image; transform and two masks of the center; atlas and its three folders
+    atlas = Amount(ATLAS_BYTES * accepted, accepted + 7 * studies)
     spaces = dict(zip(SPACES, (native, coreg, atlas), strict=True))
     usual = {"convert": convert, "deface": native}
     usual["register"] = total(spaces[s] for s in config.spaces if s != "native")

@@ -76,12 +76,10 @@ class ShardFiles:
             Only those that this stage reads.
         """
         folder = self.work.study(self.batch, stage, record.study_uid)
-        read = {n: f for n, f in record.files.items() if not reader or is_read_by(reader, n)}
+        read = {name for name in record.files if not reader or is_read_by(reader, name)}
         if not folder.is_dir():
-            return set(read)
-        return {
-            name for name, facts in read.items() if not _has_size(folder / name, facts["bytes"])
-        }
+            return read
+        return {n for n in read if not _has_size(folder / n, record.files[n]["bytes"])}
 
     def may_lack(self, stage: str, record: Record) -> set[str]:
         """Return the names of a study's files that need not be there."""

@@ -190,13 +190,8 @@ def read_attempts(work: WorkTree) -> list[dict[str, Any]]:
     rows = []
     for path in sorted(work.usage.glob("*/*/*.jsonl")):
         attempts = sampler.read_rows(str(path))
-        if attempts and attempts[-1]["state"] == RUNNING and not _is_alive(work, attempts[-1]):
-            attempts[-1]["state"] = KILLED
+        if attempts and (last := attempts[-1])["state"] == RUNNING:
+            holder = work.lease(last["batch"], last["stage"], last["shard"])
+            last["state"] = RUNNING if lease.is_alive(holder) else KILLED
         rows += attempts
     return rows
-
-
-def _is_alive(work: WorkTree, row: dict[str, Any]) -> bool:
-    path = work.lease(row["batch"], row["stage"], row["shard"])
-    holder = lease.read(path)
-    return bool(holder) and not lease.is_stale(path, holder)

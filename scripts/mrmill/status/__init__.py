@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mrmill.layout import WorkTree
+from mrmill.lease import is_alive
 from mrmill.profile.attempts import read_attempts
 from mrmill.reasons import ACCEPTED, FAILED, REJECTED
 from mrmill.stages import STAGES, STANDS_FOR
-from mrmill.status.shards import Failure, ShardReader, ShardStatus, is_alive
+from mrmill.status.shards import Failure, ShardReader, ShardStatus
 from mrmill.tables import appearing_whole
 
 #: The pace is that of the studies decided in the last hour.

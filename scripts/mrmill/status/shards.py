@@ -2,8 +2,6 @@
 
 import json
 import os
-import socket
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -139,7 +137,7 @@ class ShardReader:
         path = self.work.journal(batch, stage, shard)
         journal = self._journals.setdefault(path, _OpenJournal(path))
         journal.read_on()
-        at_work = is_alive(self.work.lease(batch, stage, shard))
+        at_work = lease.is_alive(self.work.lease(batch, stage, shard))
         return ShardStatus(
             done=False,
             at_work=at_work,
@@ -240,22 +238,6 @@ class _OpenJournal:
         self.decided.pop(uid, None)
         self.reopened.pop(uid, None)
         self.in_flight.discard(uid)
-
-
-def is_alive(path: Path) -> bool:
-    """Say whether the holder of a lease is alive, without writing a probe beside it.
-
-    The heartbeat of another machine is held against this machine's clock.
-    """
-    holder = lease.read(path)
-    if not holder:
-        return False
-    if holder.get("host") == socket.gethostname():
-        return lease.birth(holder["pid"]) == holder["born"]
-    try:
-        return time.time() - path.stat().st_mtime <= lease.SILENT_S
-    except FileNotFoundError:
-        return False
 
 
 def _counts(states: Iterable[str]) -> dict[str, int]:
